@@ -1,0 +1,68 @@
+# Every target sets up what it needs: `make demo` and `make test` work from a bare checkout.
+PYTHON ?= python3
+VENV ?= .venv
+# Another build of torch, for example one for CUDA: make demo TORCH='torch==2.11.0'
+TORCH ?= torch==2.13.0
+MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+export MAX_JOBS
+
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN = $(VENV)/bin/python
+NATIVE = setup.py CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
+PYTHONS = fastadv kernels benchmarks tests setup.py
+
+.PHONY: help demo test check format bench gpu-check clean
+
+help:
+	@echo "make demo       finetune on the sample corpus with and without the adversary"
+	@echo "make test       build everything and run the tests"
+	@echo "make check      ruff, clang-format, mypy"
+	@echo "make format     apply ruff and clang-format"
+	@echo "make bench      benchmarks of every operation, and of the whole step"
+	@echo "make gpu-check  tests and benchmarks on an NVIDIA machine with torch already there"
+	@echo "make clean      remove the virtual environment and everything built"
+
+# torch is pinned before anything else is installed: a looser range would fetch another build of
+# it, and the extension must be compiled against the torch that will load it.
+$(VENV)/torch.stamp:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q '$(TORCH)' 'setuptools>=77' wheel 'ninja>=1.11' 'pybind11>=2.13'
+	@touch $@
+
+$(VENV)/native.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
+	$(PIP) install -q --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/develop.stamp: $(VENV)/native.stamp
+	$(PIP) install -q --no-build-isolation -e '.[demo,test,triton,lint]'
+	@touch $@
+
+demo: $(VENV)/native.stamp
+	$(RUN) -m fastadv demo --output runs/demo --overwrite true
+
+test: $(VENV)/develop.stamp
+	$(RUN) -m pytest tests
+
+check: $(VENV)/develop.stamp
+	$(RUN) -m ruff check $(PYTHONS)
+	$(RUN) -m ruff format --check $(PYTHONS)
+	$(VENV)/bin/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(RUN) -m mypy
+
+format: $(VENV)/develop.stamp
+	$(RUN) -m ruff check --fix $(PYTHONS)
+	$(RUN) -m ruff format $(PYTHONS)
+	$(VENV)/bin/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: $(VENV)/develop.stamp
+	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+	$(RUN) benchmarks/step_time.py
+
+# Uses the python3 on the path, which must have torch with CUDA, transformers, triton and pytest;
+# nothing is downloaded.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info fastadv/*.so

@@ -1,0 +1,151 @@
+"""Which implementation of an operation runs.
+
+An operation has up to three: "torch" is the reference, plain PyTorch; "native" is the extension
+`fastadv._C`, for CPU and CUDA through PyTorch's dispatcher; "triton" is `fastadv.kernels`.  What
+decides is, in this order: the argument `backend=`, `use_backend(...)`, the environment variable
+FASTADV_BACKEND, and the table DEFAULTS.  A backend asked for by name that cannot run is an error;
+only the table's own choice goes on to the next that can, and `python -m fastadv env` shows it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("torch", "native", "triton")
+
+OPERATIONS = ("masked_mean_pool", "linear_bce")
+
+# In order of preference.  The CPU lines are decided by the medians of benchmarks/bench_<op>.py.
+# The CUDA lines are not measured yet: one pass over the data goes before several.
+DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("masked_mean_pool", "cpu"): ("native", "torch"),
+    ("masked_mean_pool", "cuda"): ("native", "triton", "torch"),
+    ("linear_bce", "cpu"): ("native", "torch"),
+    ("linear_bce", "cuda"): ("native", "triton", "torch"),
+}
+
+_forced: str | None = None
+_reasons: dict[tuple[str, str, str], str | None] = {}
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+
+
+def _load_extension() -> tuple[ModuleType | None, str | None]:
+    """The extension module and None, or None and the reason why there is none."""
+    try:
+        extension = importlib.import_module("fastadv._C")
+    except ImportError as error:
+        if importlib.util.find_spec("fastadv._C") is None:
+            return None, "the extension fastadv._C is not built (pip install --no-build-isolation)"
+        return None, f"the extension fastadv._C does not load: {error}"
+    built = extension.build_info()["torch"]
+    if _release(built) != _release(torch.__version__):
+        return None, (
+            f"the extension fastadv._C was built against PyTorch {built}, "
+            f"and this is PyTorch {torch.__version__}: install fastadv again"
+        )
+    return extension, None
+
+
+extension, extension_error = _load_extension()
+
+
+def check_backend(name: str) -> str:
+    """`name`, if it is a backend's; ValueError otherwise."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Uses backend `name` for every operation within, in all threads of the process.
+
+    Raises:
+        ValueError: `name` is not "torch", "native" or "triton".
+    """
+    global _forced
+    before, _forced = _forced, check_backend(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def why_not(op: str, backend: str, device: torch.device | str) -> str | None:
+    """Why `backend` cannot run operation `op` on `device`, in words; None if it can.
+
+    Raises:
+        ValueError: unknown operation or backend.
+    """
+    if op not in OPERATIONS:
+        raise ValueError(f"operation is {op!r}, expected one of {', '.join(OPERATIONS)}")
+    return _why_not(op, check_backend(backend), torch.device(device).type)
+
+
+# What it depends on does not change while a process lives.
+@torch.compiler.assume_constant_result
+def _why_not(op: str, backend: str, device_type: str) -> str | None:
+    key = (op, backend, device_type)
+    if key not in _reasons:
+        find = {"torch": _no_torch, "native": _no_native, "triton": _no_triton}[backend]
+        _reasons[key] = find(op, device_type)
+    return _reasons[key]
+
+
+def _no_torch(op: str, device_type: str) -> str | None:
+    return None
+
+
+def _no_native(op: str, device_type: str) -> str | None:
+    if extension_error is not None:
+        return extension_error
+    if device_type not in ("cpu", "cuda"):
+        return f"there is no native kernel for device {device_type!r}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastadv::{op}", device_type.upper()):
+        return f"the extension fastadv._C was built without {device_type.upper()}"
+    return None
+
+
+def _no_triton(op: str, device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type == "cpu" and not interpreted:
+        return "triton runs on a CPU only in its interpreter (TRITON_INTERPRET=1)"
+    if device_type not in ("cpu", "cuda"):
+        return f"there is no triton kernel for device {device_type!r}"
+    try:
+        importlib.import_module(f"fastadv.kernels.{op}")
+    except ImportError as error:
+        return f"fastadv.kernels.{op} does not load: {error}"
+    return None
+
+
+def resolve(op: str, device: torch.device | str, backend: str | None = None) -> str:
+    """The backend that runs operation `op` on `device`.
+
+    Raises:
+        ValueError: unknown operation or backend.
+        RuntimeError: a backend asked for by name cannot run; says why.
+    """
+    name = backend or _forced or os.environ.get("FASTADV_BACKEND") or None
+    device_type = device.type if isinstance(device, torch.device) else torch.device(device).type
+    if name is not None:
+        reason = why_not(op, name, device_type)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run {op} on {device_type}: {reason}")
+        return name
+    for candidate in DEFAULTS.get((op, device_type), ("torch",)):
+        if _why_not(op, candidate, device_type) is None:
+            return candidate
+    return "torch"
