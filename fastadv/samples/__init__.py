@@ -1,0 +1,26 @@
+"""The sample corpora that `fastadv demo` runs on, written for this project.
+
+news/: documents of four topics. entities/: words with entity tags, CoNLL columns in IOB2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+SOURCE = "en"
+NEWS_LANGUAGES = ("de", "es", "fr", "ja")
+ENTITY_LANGUAGES = ("de", "es")
+
+
+def news(name: str) -> Path:
+    """A file of the news sample: en.train, en.dev, LANG.test or LANG.unlabeled.
+
+    The documents of every LANG.test are translations of those of en.test, line by line.
+    """
+    return ROOT / "news" / name
+
+
+def entities(name: str) -> Path:
+    """A file of the NER sample: en.train or LANG.test."""
+    return ROOT / "entities" / name
