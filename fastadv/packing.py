@@ -1,0 +1,171 @@
+"""Sequences laid end to end without padding, with the borders between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastadv.tokenized import TokenSequence
+
+IGNORE_INDEX = -100
+"""The label of a token that is not scored; PyTorch's own default for `cross_entropy`."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B sequences of T tokens in all, one after the other.
+
+    Sequence b holds the tokens `cu_seqlens[b]` up to, not including, `cu_seqlens[b + 1]`.
+
+    Attributes:
+        input_ids: (T,) int64, word-piece ids.
+        position_ids: (T,) int64, counted from 0 in each sequence.
+        cu_seqlens: (B + 1,) int32, where each sequence begins, and last T.
+        max_seqlen: the longest sequence in tokens, on the host.
+        labels: None where unlabelled; (B,) int64 for classification; (T,) int64 for named
+            entities, `IGNORE_INDEX` on every token but the first piece of a word scored here.
+        english: None, or (B,) bool: True where the sequence is English (the paper's y_A).
+        num_examples: documents or sentences in the batch. A sentence cut into several windows
+            counts once, so this is what a loss "per sentence" is averaged over.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    labels: Tensor | None
+    english: Tensor | None
+    num_examples: int
+
+    def __len__(self) -> int:
+        """B, the number of sequences."""
+        return self.cu_seqlens.numel() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the number of tokens."""
+        return self.input_ids.numel()
+
+    def _map(self, change: str, /, *args: object, **kwargs: object) -> PackedBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {
+            name: getattr(value, change)(*args, **kwargs)
+            for name, value in tensors.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The same batch with every tensor on `device`."""
+        return self._map("to", device, non_blocking=non_blocking)
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked host memory; PyTorch raises where there is no GPU."""
+        return self._map("pin_memory")
+
+    def padded_indices(self) -> Tensor:
+        """(T,) int64: where each token lies in a padded (B, L, ...) tensor seen as (B * L, ...).
+
+        `padded.flatten(0, 1)[batch.padded_indices()]` is the packed tensor, which is
+        `padded[attention_mask.bool()]` without the wait for the device that a mask costs.
+        """
+        sizes = self.cu_seqlens.diff().long()
+        rows = torch.arange(len(self), device=sizes.device)
+        rows = rows.repeat_interleave(sizes, output_size=self.num_tokens)
+        return rows * self.max_seqlen + self.position_ids
+
+    def pad(self, pad_id: int) -> tuple[Tensor, Tensor]:
+        """The batch as models with padding read it, each sequence padded on the right.
+
+        Returns:
+            input_ids (B, L) int64 and attention_mask (B, L) int64, 1 on tokens and 0 on padding,
+            with L = `max_seqlen`.
+        """
+        shape = (len(self), self.max_seqlen)
+        where = self.padded_indices()
+        ids = self.input_ids.new_full(shape, pad_id)
+        ids.view(-1)[where] = self.input_ids
+        mask = self.input_ids.new_zeros(shape)
+        # index_fill_ takes its value from the host; `mask[where] = 1` would copy it to the device.
+        mask.view(-1).index_fill_(0, where, 1)
+        return ids, mask
+
+
+def pack(
+    sequences_per_example: Sequence[Sequence[TokenSequence]],
+    english: Sequence[bool] | None = None,
+) -> PackedBatch:
+    """Lay the sequences of some examples end to end, in the order given.
+
+    Args:
+        sequences_per_example: for each example its sequences, as `TokenizedDataset[i]` gives
+            them: one for a document, one or more windows for a sentence.
+        english: one bool an example, or None; every window takes that of its example.
+
+    Raises:
+        ValueError: there is no example, some sequences are labelled and others are not, or
+            `english` is not as long as the examples.
+    """
+    sequences = [sequence for example in sequences_per_example for sequence in example]
+    if not sequences:
+        raise ValueError("found no sequence to pack, expected at least one")
+    arrays = [sequence.input_ids for sequence in sequences]
+    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+    cu_seqlens = np.zeros(len(arrays) + 1, np.int64)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    total = int(cu_seqlens[-1])
+    positions = np.arange(total) - np.repeat(cu_seqlens[:-1], lengths)
+    languages = None
+    if english is not None:
+        if len(english) != len(sequences_per_example):
+            raise ValueError(
+                f"found {len(english)} entries in english, "
+                f"expected {len(sequences_per_example)}, one an example"
+            )
+        windows = [len(example) for example in sequences_per_example]
+        languages = torch.from_numpy(np.repeat(np.asarray(english, bool), windows))
+    return PackedBatch(
+        input_ids=torch.from_numpy(np.concatenate(arrays).astype(np.int64)),
+        position_ids=torch.from_numpy(positions),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        labels=_pack_labels(sequences, total),
+        english=languages,
+        num_examples=len(sequences_per_example),
+    )
+
+
+def _scored_tokens(sequences: Sequence[TokenSequence]) -> np.ndarray:
+    """(W,) int64: where in the packed tokens the first piece of each scored word lies."""
+    places = []
+    start = 0
+    for sequence in sequences:
+        if sequence.word_positions is None:
+            raise ValueError("found a sequence without words, expected one cut from a sentence")
+        places.append(sequence.word_positions.astype(np.int64) + start)
+        start += len(sequence.input_ids)
+    return np.concatenate(places) if places else np.zeros(0, np.int64)
+
+
+def _pack_labels(sequences: Sequence[TokenSequence], total: int) -> Tensor | None:
+    """(B,) labels of documents, (total,) labels of words, or None where there is neither."""
+    labels = [s.label for s in sequences if s.label is not None]
+    word_labels = [s.word_labels for s in sequences if s.word_labels is not None]
+    if not labels and not word_labels:
+        return None
+    if len(sequences) not in (len(labels), len(word_labels)):
+        raise ValueError(
+            f"found {len(labels) + len(word_labels)} labelled sequences among {len(sequences)}, "
+            "expected all or none, and of one task"
+        )
+    if labels:
+        return torch.tensor(labels, dtype=torch.int64)
+    packed = np.full(total, IGNORE_INDEX, np.int64)
+    packed[_scored_tokens(sequences)] = np.concatenate(word_labels)
+    return torch.from_numpy(packed)
