@@ -1,0 +1,166 @@
+"""Every setting of a run, in one frozen dataclass.
+
+"paper" below is Keung, Lu and Bhardwaj, "Adversarial Learning with Contextual Embeddings for
+Zero-resource Cross-lingual Classification and NER", EMNLP 2019. What the paper does not say is
+marked as ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["classification", "ner"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+TASKS: tuple[Task, ...] = ("classification", "ner")
+
+# Where the paper (sections 3.2 and 3.3) sets a value by task; max_length is ours.
+_BY_TASK: dict[Task, dict[str, float | int]] = {
+    "classification": {
+        "lr_task": 2e-6,
+        "lr_discriminator": 5e-5,
+        "lr_generator": 2e-8,
+        "max_length": 256,
+    },
+    "ner": {
+        "lr_task": 6e-6,
+        "lr_discriminator": 5e-4,
+        "lr_generator": 6e-8,
+        "max_length": 128,
+    },
+}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of an adversarial finetuning run; `None` means "the task's default".
+
+    Args:
+        steps: Iterations of Algorithm 1, each one task, one discriminator and one generator
+            update (paper, section 3.1: "sequentially at a 1:1:1 ratio").
+        adversarial: Run the discriminator and generator phases. False is the paper's
+            "BERT En-labels" row: task phase only, same code, same task batches.
+        batch_size: Labelled examples in a task batch; a D or G batch holds as many texts of each
+            side. Ours: the paper does not state it.
+        max_length: Longest sequence in word pieces with special tokens. Default 256 for documents
+            (longer ones are cut), 128 for NER (longer sentences become overlapping windows). Ours.
+        window_overlap: Word pieces shared by neighbouring windows of a long NER sentence. Ours.
+        lr_task: Adam learning rate of the task phase. Default 2e-6, NER 6e-6 (paper, 3.2, 3.3).
+        lr_discriminator: The discriminator's. Default 5e-5, NER 5e-4 (paper, 3.2, 3.3).
+        lr_generator: The generator's. Default 2e-8, NER 6e-8 (paper, 3.2, 3.3).
+        beta1: Adam's first-moment decay. Ours, Adam's usual 0.9.
+        beta2: Adam's second-moment decay. Ours, Adam's usual 0.999.
+        eps: Adam's epsilon. Ours, Adam's usual 1e-8.
+        weight_decay: Decoupled weight decay in all three optimisers. Ours: none.
+        max_grad_norm: Clip each phase's gradient to this global norm. Ours: no clipping.
+        dropout: Encoder dropout (hidden and attention) in all three phases; None keeps the
+            checkpoint's own, 0.1 for multilingual BERT. Ours.
+        head_dropout: Dropout before the task head. Ours: none.
+        precision: "bf16" runs the encoder under bfloat16 autocast over float32 weights, "fp32"
+            in float32, "auto" takes bf16 where the processor multiplies bfloat16 itself. Ours.
+        seed: Seeds head initialisation, data order and dropout; nothing else is random.
+        source_language: Code of the labelled language, the paper's English.
+        eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
+            the last.
+        eval_at_start: Also evaluate before the first step (the origin of Figure 2).
+        eval_batch_size: Sequences in an evaluation batch.
+        checkpoint_every: Steps between checkpoints; 0 for one at the end only.
+        log_every: Steps between training records in metrics.jsonl.
+        backend: Backend of our operations ("torch", "native", "triton"); None leaves the choice
+            to `fastadv.backends`.
+    """
+
+    steps: int = 2000
+    adversarial: bool = True
+    batch_size: int = 32
+    max_length: int | None = None
+    window_overlap: int = 32
+    lr_task: float | None = None
+    lr_discriminator: float | None = None
+    lr_generator: float | None = None
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    dropout: float | None = None
+    head_dropout: float = 0.0
+    precision: Precision = "auto"
+    seed: int = 0
+    source_language: str = "en"
+    eval_every: int = 100
+    eval_at_start: bool = False
+    eval_batch_size: int = 32
+    checkpoint_every: int = 500
+    log_every: int = 10
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def resolved(self, task: Task) -> ResolvedConfig:
+        """The same settings with the task's defaults filled in.
+
+        Raises:
+            ValueError: `task` is neither "classification" nor "ner", or `window_overlap` leaves
+                no room in a window of `max_length`.
+        """
+        if task not in TASKS:
+            raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
+        values = dataclasses.asdict(self)
+        for name, default in _BY_TASK[task].items():
+            if values[name] is None:
+                values[name] = default
+        if task == "ner" and values["window_overlap"] >= values["max_length"] - 2:
+            raise ValueError(
+                f"window_overlap is {values['window_overlap']}, expected less than max_length - 2 "
+                f"= {values['max_length'] - 2} so that windows advance"
+            )
+        return ResolvedConfig(**values)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(FinetuneConfig):
+    """A `FinetuneConfig` in which no task default is open."""
+
+    max_length: int
+    lr_task: float
+    lr_discriminator: float
+    lr_generator: float
+
+
+_AT_LEAST_ONE = ("steps", "batch_size", "eval_batch_size", "log_every")
+_AT_LEAST_ZERO = ("window_overlap", "eval_every", "checkpoint_every", "seed")
+_NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "weight_decay")
+_FRACTIONS = ("beta1", "beta2", "dropout", "head_dropout")
+
+
+def _check(config: FinetuneConfig) -> None:
+    def refuse(name: str, expected: str) -> None:
+        raise ValueError(f"{name} is {getattr(config, name)!r}, expected {expected}")
+
+    for name in _AT_LEAST_ONE:
+        if getattr(config, name) < 1:
+            refuse(name, "a whole number of at least 1")
+    for name in _AT_LEAST_ZERO:
+        if getattr(config, name) < 0:
+            refuse(name, "a whole number of at least 0")
+    for name in _NOT_NEGATIVE:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            refuse(name, "a finite number of at least 0")
+    for name in _FRACTIONS:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            refuse(name, "a number in [0, 1)")
+    if not config.eps > 0:
+        refuse("eps", "a number above 0")
+    if config.max_grad_norm is not None and not config.max_grad_norm > 0:
+        refuse("max_grad_norm", "a number above 0, or None for no clipping")
+    if config.max_length is not None and config.max_length < 3:
+        refuse("max_length", "at least 3, one piece between two special tokens")
+    if config.precision not in ("auto", "bf16", "fp32"):
+        refuse("precision", "'auto', 'bf16' or 'fp32'")

@@ -1,0 +1,112 @@
+"""The encoder h_θ behind a packed interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from fastadv.packing import PackedBatch
+
+
+class PaddedEncoder(nn.Module):
+    """A transformers encoder that takes and gives packed tokens, padding in between.
+
+    Args:
+        model: Any transformers model whose output has `last_hidden_state`. Its pooler, which the
+            paper does not use, is set aside: it is not run, not trained, and saved as it was.
+        autocast: dtype of `torch.autocast` around the model; None runs it in its own dtype.
+    """
+
+    def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        # A list hides the pooler from `parameters()`, so that no optimiser ever sees it.
+        self._pooler = [getattr(model, "pooler", None)]
+        if self._pooler[0] is not None:
+            model.pooler = None
+        self.model = model
+        self.autocast = autocast
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def pad_id(self) -> int:
+        return int(getattr(self.model.config, "pad_token_id", None) or 0)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """(T, H) last hidden states of the batch's tokens, in the order they are packed."""
+        input_ids, attention_mask = batch.pad(self.pad_id)
+        enabled = self.autocast is not None
+        with torch.autocast(input_ids.device.type, dtype=self.autocast, enabled=enabled):
+            padded = self.model(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
+        return padded.flatten(0, 1).index_select(0, batch.padded_indices())
+
+    @contextmanager
+    def complete(self) -> Iterator[PreTrainedModel]:
+        """The model as it was given, pooler and all, for saving."""
+        if self._pooler[0] is not None:
+            self.model.pooler = self._pooler[0]
+        try:
+            yield self.model
+        finally:
+            if self._pooler[0] is not None:
+                self.model.pooler = None
+
+
+def set_dropout(model: nn.Module, config: object, probability: float) -> None:
+    """Gives every dropout of a transformers encoder, attention's included, one probability.
+
+    Args:
+        model: The encoder; its `nn.Dropout` modules and stored rates are changed in place.
+        config: Its configuration, changed too, so that a saved model says what it was trained with.
+        probability: In [0, 1).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout_prob", "attention_dropout"):
+            # Some attention classes keep a bare number instead of a module.
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+    for name in (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout",
+        "attention_dropout",
+    ):
+        if isinstance(getattr(config, name, None), (int, float)):
+            setattr(config, name, probability)
+
+
+def load_encoder(name_or_path: str | os.PathLike[str]) -> PreTrainedModel:
+    """A pretrained encoder in float32, from a hub id or a folder.
+
+    Raises:
+        ValueError: The folder or hub model holds no safetensors weights (pickled weights are not
+            read), or is not a model that transformers knows.
+    """
+    if isinstance(name_or_path, os.PathLike) or str(name_or_path).startswith((".", "/", "~")):
+        folder = Path(name_or_path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder}: found no config.json, expected a folder written by save_pretrained"
+            )
+        name_or_path = str(folder)
+    try:
+        return AutoModel.from_pretrained(
+            str(name_or_path), dtype=torch.float32, use_safetensors=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"cannot load an encoder from {name_or_path!s}, expected a Hugging Face model with "
+            f"safetensors weights: {error}"
+        ) from error

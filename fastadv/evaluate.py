@@ -1,0 +1,129 @@
+"""A model over whole data sets: probabilities, embeddings and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastadv.config import Task
+from fastadv.heads import AdversarialModel
+from fastadv.metrics import accuracy, entity_scores
+from fastadv.packing import PackedBatch, pack
+from fastadv.tokenization import TokenizedDataset, TokenSequence
+
+Floats = NDArray[np.float32]
+OUTSIDE = "O"
+SCORE: dict[Task, str] = {"classification": "accuracy", "ner": "f1"}
+"""The one number by which a task's runs are compared and selected."""
+
+
+def document_probabilities(
+    model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+) -> Floats:
+    """p(Y | x) of every document, (N, K) float32, in the order of the data set."""
+    result = np.empty((len(dataset), model.task_head.out_features), np.float32)
+    for indices, batch in _batches(model, dataset, batch_size):
+        result[indices] = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
+    return result
+
+
+def word_probabilities(
+    model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+) -> list[Floats]:
+    """p(Y_t | x) of every word of every sentence: one (words, K) float32 array a sentence.
+
+    Each word is scored in exactly one window. A word that has no word piece at all, such as a
+    lone control character, is not seen by the model: its row is NaN.
+    """
+    words = dataset.num_words
+    assert words is not None
+    classes = model.task_head.out_features
+    result = [np.full((int(words[i]), classes), np.nan, np.float32) for i in range(len(dataset))]
+    windows: list[tuple[int, TokenSequence]] = [
+        (i, window) for i in range(len(dataset)) for window in dataset[i]
+    ]
+    order = np.argsort([-len(window.input_ids) for _, window in windows], kind="stable")
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            chosen = [windows[int(k)] for k in order[start : start + batch_size]]
+            batch = pack([[window] for _, window in chosen]).to(_device(model))
+            starts = batch.cu_seqlens.tolist()
+            probabilities = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
+            for (sentence, window), first in zip(chosen, starts, strict=False):
+                assert window.word_positions is not None and window.word_indices is not None
+                result[sentence][window.word_indices] = probabilities[first + window.word_positions]
+    return result
+
+
+def embeddings(model: AdversarialModel, dataset: TokenizedDataset, batch_size: int) -> Floats:
+    """h̄_θ(x) of every text, (N, H) float32: the mean over its word pieces, specials included."""
+    result = np.empty((len(dataset), model.encoder.hidden_size), np.float32)
+    for indices, batch in _batches(model, dataset, batch_size):
+        result[indices] = model.pooled(batch).float().cpu().numpy()
+    return result
+
+
+def tags_of(probabilities: Floats, labels: Sequence[str]) -> list[str]:
+    """The likeliest tag of each word; "O" for a word the model never saw (a row of NaN)."""
+    seen = ~np.isnan(probabilities).any(axis=1)
+    best = np.where(seen, np.nan_to_num(probabilities).argmax(axis=1), -1)
+    return [OUTSIDE if k < 0 else labels[k] for k in best]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled data, tokenised once.
+
+    Attributes:
+        task: "classification" or "ner".
+        dataset: The tokens.
+        gold: For each document its label, or for each sentence the tags of its words.
+    """
+
+    task: Task
+    dataset: TokenizedDataset
+    gold: list[Any]
+
+    def score(
+        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
+    ) -> dict[str, float]:
+        """{"accuracy"} of documents; {"precision", "recall", "f1"} of entities, micro-averaged."""
+        if self.task == "classification":
+            best = document_probabilities(model, self.dataset, batch_size).argmax(axis=1)
+            return {"accuracy": accuracy(self.gold, [labels[k] for k in best])}
+        rows = word_probabilities(model, self.dataset, batch_size)
+        scores = entity_scores(self.gold, [tags_of(row, labels) for row in rows])
+        return {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+
+
+def _batches(
+    model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
+    """Batches of similar length, longest first, with the places of their examples."""
+    order = np.argsort(-dataset.lengths, kind="stable")
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            yield indices, pack([dataset[int(i)] for i in indices]).to(_device(model))
+
+
+@contextmanager
+def evaluating(model: AdversarialModel) -> Iterator[None]:
+    """Dropout off and no gradients inside; the model's mode as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _device(model: AdversarialModel) -> torch.device:
+    return model.task_head.weight.device

@@ -1,0 +1,113 @@
+"""Finished models as folders that the Hugging Face ecosystem reads."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+
+from fastadv.config import FinetuneConfig, Task
+from fastadv.encoder import load_encoder
+from fastadv.heads import AdversarialModel
+
+FORMAT = "fastadv-model-1"
+CARD = "fastadv.json"
+HEADS = "fastadv_heads.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What a folder written by `save_model` holds."""
+
+    encoder: PreTrainedModel
+    task: Task
+    labels: tuple[str, ...]
+    config: FinetuneConfig
+    heads: dict[str, torch.Tensor]
+
+
+def save_model(
+    folder: Path,
+    model: AdversarialModel,
+    tokenizer: Any,
+    labels: Sequence[str],
+    config: FinetuneConfig,
+) -> None:
+    """Writes config.json, model.safetensors (float32), the tokenizer's files, and our heads.
+
+    The encoder loads with `AutoModel`; for NER the whole model with
+    `AutoModelForTokenClassification`. What has no place there (the document head over mean-pooled
+    pieces, the discriminator) goes into `fastadv_heads.safetensors`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = {f"discriminator.{n}": t for n, t in model.discriminator.state_dict().items()}
+    if model.task == "ner":
+        _token_classifier(model, labels).save_pretrained(folder)
+    else:
+        heads |= {f"task_head.{n}": t for n, t in model.task_head.state_dict().items()}
+        with model.encoder.complete() as encoder:
+            encoder.save_pretrained(folder)
+    save_file({n: t.detach().cpu().contiguous() for n, t in heads.items()}, folder / HEADS)
+    tokenizer.save_pretrained(folder)
+    fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
+    card = {
+        "format": FORMAT,
+        "task": model.task,
+        "labels": list(labels),
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k in fields},
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def load_model(folder: Path) -> SavedModel:
+    """Reads what `save_model` wrote.
+
+    Raises:
+        ValueError: The folder is not one of ours, or of another format version.
+    """
+    card_file = folder / CARD
+    if not card_file.is_file():
+        raise ValueError(f"{folder}: found no {CARD}, expected a model that fastadv saved")
+    card = json.loads(card_file.read_text("utf-8"))
+    if card.get("format") != FORMAT:
+        raise ValueError(f"{card_file}: found format {card.get('format')!r}, expected {FORMAT!r}")
+    heads = load_file(folder / HEADS)
+    if card["task"] == "ner":
+        full = AutoModelForTokenClassification.from_pretrained(
+            str(folder), dtype=torch.float32, use_safetensors=True
+        )
+        encoder = full.base_model
+        heads |= {f"task_head.{n}": t for n, t in _classifier(full).state_dict().items()}
+    else:
+        encoder = load_encoder(folder)
+    config = FinetuneConfig(**card["config"])
+    return SavedModel(encoder, card["task"], tuple(card["labels"]), config, heads)
+
+
+def _token_classifier(model: AdversarialModel, labels: Sequence[str]) -> PreTrainedModel:
+    config = copy.deepcopy(model.encoder.model.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    full = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    full.base_model.load_state_dict(model.encoder.model.state_dict())
+    _classifier(full).load_state_dict(model.task_head.state_dict())
+    return full
+
+
+def _classifier(full: PreTrainedModel) -> nn.Linear:
+    classifier = getattr(full, "classifier", None)
+    if not isinstance(classifier, nn.Linear):
+        raise ValueError(
+            f"{type(full).__name__} has no linear `classifier`, expected an architecture whose "
+            "token-classification model is its encoder and one linear layer"
+        )
+    return classifier

@@ -1,0 +1,436 @@
+"""`AdversarialFinetuner`: the object that users hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from fastadv import checkpoint as checkpoints
+from fastadv.config import FinetuneConfig, ResolvedConfig, Task
+from fastadv.data import Data, Document, Sentence, as_documents, as_sentences, as_texts
+from fastadv.draws import Draws
+from fastadv.encoder import PaddedEncoder, load_encoder, set_dropout
+from fastadv.evaluate import (
+    EvaluationSet,
+    document_probabilities,
+    embeddings,
+    tags_of,
+    word_probabilities,
+)
+from fastadv.export import load_model, save_model
+from fastadv.fit import History, Run
+from fastadv.heads import AdversarialModel
+from fastadv.packing import PackedBatch, pack
+from fastadv.precision import autocast_dtype, resolve_precision
+from fastadv.pretrained import resolve_model
+from fastadv.tokenization import (
+    TokenizedDataset,
+    as_unlabeled,
+    tokenize_documents,
+    tokenize_sentences,
+)
+from fastadv.trainer import Trainer
+
+# What a resumed run may change: none of these alters what a step computes.
+_FREE_ON_RESUME = {
+    "steps",
+    "eval_every",
+    "eval_at_start",
+    "eval_batch_size",
+    "checkpoint_every",
+    "log_every",
+}
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One iteration's losses as floats, before each update; None without the adversary."""
+
+    task: float
+    discriminator: float | None
+    generator: float | None
+    discriminator_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class DocumentPrediction:
+    """The likeliest label of a document, and p(Y | x) of every label."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SentencePrediction:
+    """A sentence's words, the likeliest tag of each, and that tag's probability.
+
+    A word that the tokenizer gives no word piece is tagged "O" with probability NaN.
+    """
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class AdversarialFinetuner:
+    """Finetunes a pretrained encoder on labelled source-language text while it forgets languages.
+
+    Keung, Lu and Bhardwaj, EMNLP 2019, Algorithm 1.
+
+    Args:
+        model: A hub id, a folder, the alias "e5-small", or a transformers model (then `tokenizer`
+            must be given). Loaded in float32.
+        task: "classification" of documents, or "ner".
+        labels: The classes, or for NER the tags ("O", "B-PER", "I-PER", ...), in the order of
+            the output.
+        config: Settings; the paper's are the defaults.
+        tokenizer: A fast tokenizer; by default the model's own.
+        device: Where to run; by default the GPU if there is one.
+
+    Raises:
+        ValueError: The model cannot be loaded, the tokenizer is not a fast one, or the labels
+            are fewer than two, repeated, or for NER without "O".
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        task: Task = "classification",
+        labels: Sequence[str] = (),
+        config: FinetuneConfig | None = None,
+        *,
+        tokenizer: Any = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        config = config or FinetuneConfig()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.task: Task = task
+        self.labels = _checked_labels(labels, task)
+        resolved = resolve_precision(config.resolved(task), self.device)
+        if isinstance(model, PreTrainedModel):
+            encoder = model
+            if tokenizer is None:
+                raise ValueError("a model object came without a tokenizer, expected both")
+        else:
+            path = resolve_model(model)
+            encoder = load_encoder(path)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+        self.tokenizer = _checked_tokenizer(tokenizer)
+        self.config: ResolvedConfig = _fit_length(resolved, encoder)
+        if config.dropout is not None:
+            set_dropout(encoder, encoder.config, config.dropout)
+        self.model = AdversarialModel(
+            PaddedEncoder(encoder, autocast_dtype(self.config.precision)),
+            task,
+            len(self.labels),
+            head_dropout=config.head_dropout,
+            seed=config.seed,
+            backend=config.backend,
+        ).to(self.device)
+        self.trainer = Trainer(self.model, self.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        config: FinetuneConfig | None = None,
+        device: str | torch.device | None = None,
+    ) -> AdversarialFinetuner:
+        """A finetuner with the weights, labels and settings that `save_pretrained` wrote.
+
+        Optimiser states are not part of a saved model; they are in checkpoints.
+
+        Raises:
+            ValueError: The folder was not written by `save_pretrained`.
+        """
+        saved = load_model(Path(folder))
+        tuner = cls(
+            saved.encoder,
+            saved.task,
+            saved.labels,
+            config or saved.config,
+            tokenizer=AutoTokenizer.from_pretrained(str(folder)),
+            device=device,
+        )
+        # The encoder's part is in place already.
+        missing, unexpected = tuner.model.load_state_dict(saved.heads, strict=False)
+        wrong = unexpected + [name for name in missing if not name.startswith("encoder.")]
+        if wrong:
+            raise ValueError(f"{folder}: the heads file does not match the model at {wrong[0]}")
+        return tuner
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json, model.safetensors in Hugging Face's names, and the tokenizer's files.
+
+        The encoder loads with `AutoModel`, a NER model with `AutoModelForTokenClassification`.
+        """
+        save_model(Path(folder), self.model, self.tokenizer, self.labels, self.config)
+
+    def collate(self, first: Data, second: Data | None = None) -> PackedBatch:
+        """A batch made by hand.
+
+        Args:
+            first: Labelled examples, for the task phase; or, if `second` is given, texts of other
+                languages (labels are dropped).
+            second: Texts of the source language, for a discriminator or generator draw.
+
+        Returns:
+            A `PackedBatch` on the finetuner's device.
+        """
+        if second is None:
+            dataset = self._tokenize(self._examples(first))
+            batch = pack([dataset[i] for i in range(len(dataset))])
+        else:
+            others, english = self._unlabeled(first), self._unlabeled(second)
+            sequences = [d[i] for d in (others, english) for i in range(len(d))]
+            batch = pack(sequences, english=[False] * len(others) + [True] * len(english))
+        return batch.to(self.device)
+
+    def step(
+        self,
+        labeled: PackedBatch,
+        discriminator_draw: PackedBatch | None = None,
+        generator_draw: PackedBatch | None = None,
+    ) -> Losses:
+        """One iteration of Algorithm 1 over the caller's batches.
+
+        Args:
+            labeled: `collate(labeled_examples)`; lines 2-6.
+            discriminator_draw: `collate(other_texts, english_texts)`; lines 7-12.
+            generator_draw: The same with fresh texts; lines 13-18.
+
+        Raises:
+            ValueError: The adversary is on and a draw is missing.
+        """
+        if self.config.adversarial and (discriminator_draw is None or generator_draw is None):
+            raise ValueError(
+                "a discriminator or generator draw is missing, expected both unless the "
+                "configuration says adversarial=False"
+            )
+        losses = self.trainer.step(labeled, discriminator_draw, generator_draw)
+        values = (getattr(losses, f.name) for f in dataclasses.fields(Losses))
+        return Losses(*(None if v is None else float(v) for v in values))  # type: ignore[arg-type]
+
+    def fit(
+        self,
+        labeled: Data,
+        unlabeled: Mapping[str, Data] | None = None,
+        dev: Data | None = None,
+        test: Mapping[str, Data] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+    ) -> History:
+        """Runs Algorithm 1 for `config.steps` iterations.
+
+        Args:
+            labeled: Labelled source-language examples.
+            unlabeled: Text by language; labels in it are dropped. Several languages share each
+                batch equally. Text under `config.source_language` ("en") joins the labelled
+                examples' own text as the English side.
+            dev: Labelled source-language examples that choose the best step.
+            test: Labelled examples by name, scored at every evaluation and used for nothing.
+            output_dir: Gets metrics.jsonl, checkpoint.safetensors, best/ and last/.
+            resume: Go on from the checkpoint in `output_dir`, if there is one.
+            quiet: No progress bar.
+
+        Returns:
+            The history; the finetuner itself holds the last step's weights.
+
+        Raises:
+            ValueError: Malformed data, no other language with the adversary on, or a run in
+                `output_dir` that cannot be resumed.
+        """
+        draws = self._draws(labeled, dict(unlabeled or {}))
+        dev_set = None if dev is None else self.evaluation_set(dev)
+        tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
+        folder = None if output_dir is None else Path(output_dir)
+        return Run(self, draws, dev_set, tests, folder, quiet).go(resume)
+
+    def evaluate(self, data: Mapping[str, Data]) -> dict[str, dict[str, float]]:
+        """Scores by name: {"accuracy"}, or for NER {"precision", "recall", "f1"}."""
+        return {name: self.score(self.evaluation_set(d)) for name, d in data.items()}
+
+    def evaluation_set(self, data: Data) -> EvaluationSet:
+        """Labelled data tokenised once, to be scored as often as wanted with `score`."""
+        examples = self._examples(data)
+        # An entity type that was not trained on may well stand in a test set: it counts as missed.
+        # An unknown class of documents is more likely a wrong file.
+        dataset = self._tokenize(examples, labels=self.task == "classification")
+        gold = [e.label if isinstance(e, Document) else e.tags for e in examples]
+        if None in gold:
+            raise ValueError(f"example {gold.index(None)}: found no label, expected one")
+        return EvaluationSet(self.task, dataset, gold)
+
+    def score(self, data: EvaluationSet) -> dict[str, float]:
+        """As `evaluate`, of one data set."""
+        return data.score(self.model, self.labels, self.config.eval_batch_size)
+
+    def predict(self, data: Data) -> list[DocumentPrediction] | list[SentencePrediction]:
+        """Labels of documents, or tags of sentences (strings are split at white space)."""
+        examples = as_texts(data, self.task)
+        dataset = self._tokenize(examples, labels=False)
+        size = self.config.eval_batch_size
+        if self.task == "classification":
+            rows = document_probabilities(self.model, dataset, size)
+            return [
+                DocumentPrediction(
+                    self.labels[int(row.argmax())],
+                    dict(zip(self.labels, row.tolist(), strict=True)),
+                )
+                for row in rows
+            ]
+        found = word_probabilities(self.model, dataset, size)
+        return [
+            SentencePrediction(
+                sentence.words,
+                tuple(tags_of(p, self.labels)),
+                tuple(p.max(axis=1).tolist()),
+            )
+            for sentence, p in zip(examples, found, strict=True)
+            if isinstance(sentence, Sentence)
+        ]
+
+    def embed(self, texts: Data) -> NDArray[np.float32]:
+        """(N, H) float32: the mean-pooled embedding h̄_θ(x) of each text (paper, section 3.4)."""
+        dataset = tokenize_documents(
+            self.tokenizer, as_texts(texts, "classification"), None, self.config.max_length
+        )
+        return embeddings(self.model, dataset, self.config.eval_batch_size)
+
+    def save_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        tensors: Mapping[str, Tensor] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes weights, the three optimisers, the step count and the settings to one file.
+
+        The step count and the seed are the whole random state: dropout is drawn from them.
+
+        Args:
+            path: The file, replaced atomically.
+            tensors: More tensors to keep. state: More of anything JSON can hold.
+        """
+        everything = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        for phase, optimizer in self.trainer.optimizers.items():
+            for name, tensor in optimizer.state_tensors().items():
+                everything[f"optimizer.{phase}.{name}"] = tensor
+        own = {
+            "step": self.trainer.step_count,
+            "task": self.task,
+            "labels": list(self.labels),
+            "config": dataclasses.asdict(self.config),
+        }
+        checkpoints.save_checkpoint(
+            Path(path), everything | dict(tensors or {}), own | dict(state or {})
+        )
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Takes over what `save_checkpoint` wrote, so that going on equals never having stopped.
+
+        Returns:
+            All tensors and state in the file.
+
+        Raises:
+            ValueError: The file is no checkpoint, or of a run with another task, other labels or
+                settings.
+        """
+        tensors, state = checkpoints.load_checkpoint(Path(path))
+        self._check_same_run(Path(path), state)
+        self.model.load_state_dict(_under("model.", tensors))
+        for phase, optimizer in self.trainer.optimizers.items():
+            optimizer.load_state_tensors(_under(f"optimizer.{phase}.", tensors))
+        self.trainer.step_count = state["step"]
+        return tensors, state
+
+    def _check_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
+        ours = {"task": self.task, "labels": list(self.labels)}
+        theirs = {name: state[name] for name in ours}
+        ours |= dataclasses.asdict(self.config)
+        theirs |= state["config"]
+        for name in sorted((ours.keys() | theirs.keys()) - _FREE_ON_RESUME):
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{path}: {name} was {theirs.get(name)!r} in that run and is "
+                    f"{ours.get(name)!r} now, expected the same to resume"
+                )
+
+    def _draws(self, labeled: Data, unlabeled: dict[str, Data]) -> Draws:
+        examples = self._examples(labeled)
+        dataset = self._tokenize(examples)
+        config = self.config
+        english: list[TokenizedDataset] = []
+        others: dict[str, TokenizedDataset] = {}
+        if config.adversarial:
+            english.append(as_unlabeled(dataset))
+            if config.source_language in unlabeled:
+                english.append(self._unlabeled(unlabeled.pop(config.source_language)))
+            others = {language: self._unlabeled(data) for language, data in unlabeled.items()}
+            if not others:
+                raise ValueError(
+                    "unlabeled holds no text of another language, expected at least one, or "
+                    "adversarial=False"
+                )
+        return Draws(dataset, english, others, config.batch_size, config.seed)
+
+    def _examples(self, data: Data) -> list[Document] | list[Sentence]:
+        return as_documents(data) if self.task == "classification" else as_sentences(data)
+
+    def _unlabeled(self, data: Data) -> TokenizedDataset:
+        return as_unlabeled(self._tokenize(as_texts(data, self.task), labels=False))
+
+    def _tokenize(
+        self, examples: Sequence[Document] | Sequence[Sentence], labels: bool = True
+    ) -> TokenizedDataset:
+        ids = {label: k for k, label in enumerate(self.labels)} if labels else None
+        if self.task == "classification":
+            return tokenize_documents(self.tokenizer, examples, ids, self.config.max_length)
+        return tokenize_sentences(
+            self.tokenizer, examples, ids, self.config.max_length, self.config.window_overlap
+        )
+
+
+def _checked_labels(labels: Sequence[str], task: Task) -> tuple[str, ...]:
+    found = tuple(labels)
+    if isinstance(labels, str) or len(found) < 2 or len(set(found)) < len(found):
+        raise ValueError(f"labels is {labels!r}, expected at least two different names")
+    if task == "ner" and "O" not in found:
+        raise ValueError(f"labels is {labels!r}, expected the tag 'O' among them for NER")
+    return found
+
+
+def _checked_tokenizer(tokenizer: Any) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"the tokenizer is a {type(tokenizer).__name__}, expected a fast one "
+            "(PreTrainedTokenizerFast)"
+        )
+    return tokenizer
+
+
+def _fit_length(config: ResolvedConfig, encoder: PreTrainedModel) -> ResolvedConfig:
+    """Refuses sequences that are longer than the encoder has positions for."""
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if positions is not None and config.max_length > positions:
+        raise ValueError(
+            f"max_length is {config.max_length}, expected at most the {positions} positions "
+            "of the encoder"
+        )
+    return config
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

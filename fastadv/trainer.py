@@ -1,0 +1,162 @@
+"""The three phases of Algorithm 1 and the updates that follow them.
+
+A phase is a function from a batch to a loss and gradients; an update takes gradients. Nothing is
+ever stored on a parameter's `.grad`, which is what keeps the phases apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastadv.config import ResolvedConfig
+from fastadv.heads import AdversarialModel
+from fastadv.ops import discriminator_loss, generator_loss
+from fastadv.optim import GradientAdam
+from fastadv.packing import PackedBatch
+
+Gradients = tuple[Tensor | None, ...]
+PHASES = ("task", "discriminator", "generator")
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Scalars of one iteration, each taken before its phase's update, still on the device.
+
+    `discriminator_accuracy` is the share of the D batch that the discriminator had right. The
+    last three are None without the adversary.
+    """
+
+    task: Tensor
+    discriminator: Tensor | None = None
+    generator: Tensor | None = None
+    discriminator_accuracy: Tensor | None = None
+
+
+class Trainer:
+    """Model, three optimisers, and the order in which they act.
+
+    Args:
+        model: θ and the two heads.
+        config: Learning rates and the rest.
+        step_count: Iterations done so far; with the seed it fixes every dropout mask.
+    """
+
+    def __init__(self, model: AdversarialModel, config: ResolvedConfig) -> None:
+        self.model = model
+        self.config = config
+        self.step_count = 0
+        named = list(model.named_parameters())
+        theta = [(n, p) for n, p in named if n.startswith("encoder.")]
+        task_head = [(n, p) for n, p in named if n.startswith("task_head.")]
+        head = [(n, p) for n, p in named if n.startswith("discriminator.")]
+        # θ_T = {θ, W_T, b_T}, θ_D = {w_D, b_D}, θ_G = {θ} (paper, section 3.1). T and G each keep
+        # moments of their own over the same θ.
+        self.optimizers = {
+            "task": self._adam(theta + task_head, config.lr_task),
+            "discriminator": self._adam(head, config.lr_discriminator),
+            "generator": self._adam(theta, config.lr_generator),
+        }
+
+    def step(
+        self,
+        labeled: PackedBatch,
+        discriminator_draw: PackedBatch | None = None,
+        generator_draw: PackedBatch | None = None,
+    ) -> StepLosses:
+        """One iteration of Algorithm 1; without draws, or with the adversary off, lines 2-6 alone.
+
+        Args:
+            labeled: The English batch with its labels (line 2).
+            discriminator_draw: Other-language and English texts (line 7), told apart by
+                `PackedBatch.english`.
+            generator_draw: The same, drawn afresh (line 13).
+        """
+        self.model.train()
+        loss_task, gradients = self.task_gradients(labeled)  # lines 2-5
+        self.optimizers["task"].step(gradients)  # line 6
+        losses = StepLosses(loss_task)
+        if self.config.adversarial and discriminator_draw is not None:
+            assert generator_draw is not None
+            loss_d, accuracy, gradients = self.discriminator_gradients(discriminator_draw)  # 7-11
+            self.optimizers["discriminator"].step(gradients)  # line 12
+            loss_g, gradients = self.generator_gradients(generator_draw)  # lines 13-17
+            self.optimizers["generator"].step(gradients)  # line 18
+            losses = StepLosses(loss_task, loss_d, loss_g, accuracy)
+        self.step_count += 1
+        return losses
+
+    def task_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
+        """L_T and its gradient for {θ, W_T, b_T}."""
+        with self._dropout_of("task"):
+            loss = self.model.task_loss(batch)
+        return loss.detach(), self._gradients(loss, "task")
+
+    def discriminator_gradients(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Gradients]:
+        """L_D, the discriminator's accuracy, and the gradient for {w_D, b_D}."""
+        english = _sides(batch)
+        # h does not depend on w_D, so line 12 needs no backward pass through the encoder.
+        with self._dropout_of("discriminator"), torch.no_grad():
+            pooled = self.model.pooled(batch)
+        head = self.model.discriminator
+        loss, logits = discriminator_loss(
+            pooled, english, head.weight, head.bias, backend=self.config.backend
+        )
+        accuracy = ((logits > 0) == english).float().mean()
+        return loss.detach(), accuracy, self._gradients(loss, "discriminator")
+
+    def generator_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
+        """L_G and its gradient for {θ}."""
+        english = _sides(batch)
+        with self._dropout_of("generator"):
+            pooled = self.model.pooled(batch)
+        head = self.model.discriminator
+        loss, _ = generator_loss(
+            pooled, english, head.weight, head.bias, backend=self.config.backend
+        )
+        return loss.detach(), self._gradients(loss, "generator")
+
+    def _gradients(self, loss: Tensor, phase: str) -> Gradients:
+        # Unused parameters (a token-type row never read is used; a whole unused table is not) get
+        # None, and Adam passes over them as it does over a missing `.grad`.
+        return torch.autograd.grad(loss, self.optimizers[phase].parameters, allow_unused=True)
+
+    def _adam(self, named: list, lr: float) -> GradientAdam:
+        config = self.config
+        return GradientAdam(
+            named,
+            lr=lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
+
+    @contextmanager
+    def _dropout_of(self, phase: str) -> Iterator[None]:
+        """Dropout drawn from (seed, step, phase) alone; the caller's random state is untouched.
+
+        The random state of a run is thereby its step count, and a baseline run drops the same
+        units in its task phase as the adversarial run beside it.
+        """
+        device = next(self.model.parameters()).device
+        key = (self.config.seed, self.step_count, PHASES.index(phase))
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+
+
+def _sides(batch: PackedBatch) -> Tensor:
+    if batch.english is None:
+        raise ValueError(
+            "the batch does not say which texts are English, expected one made by "
+            "collate(other_texts, english_texts)"
+        )
+    return batch.english
