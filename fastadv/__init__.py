@@ -6,14 +6,10 @@ Cross-lingual Classification and NER", EMNLP 2019.
 
 from fastadv.config import FinetuneConfig
 from fastadv.data import Document, Sentence
-from fastadv.finetuner import (
-    AdversarialFinetuner,
-    DocumentPrediction,
-    Losses,
-    SentencePrediction,
-)
+from fastadv.finetuner import AdversarialFinetuner, Losses
 from fastadv.fit import History
 from fastadv.packing import PackedBatch
+from fastadv.predictions import DocumentPrediction, SentencePrediction
 
 __version__ = "0.1.0"
 

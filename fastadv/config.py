@@ -47,7 +47,8 @@ class FinetuneConfig:
             side. Ours: the paper does not state it.
         max_length: Longest sequence in word pieces with special tokens. Default 256 for documents
             (longer ones are cut), 128 for NER (longer sentences become overlapping windows). Ours.
-        window_overlap: Word pieces shared by neighbouring windows of a long NER sentence. Ours.
+        window_overlap: Word pieces shared by neighbouring windows of a long NER sentence. Default
+            a quarter of max_length. Ours.
         lr_task: Adam learning rate of the task phase. Default 2e-6, NER 6e-6 (paper, 3.2, 3.3).
         lr_discriminator: The discriminator's. Default 5e-5, NER 5e-4 (paper, 3.2, 3.3).
         lr_generator: The generator's. Default 2e-8, NER 6e-8 (paper, 3.2, 3.3).
@@ -77,7 +78,7 @@ class FinetuneConfig:
     adversarial: bool = True
     batch_size: int = 32
     max_length: int | None = None
-    window_overlap: int = 32
+    window_overlap: int | None = None
     lr_task: float | None = None
     lr_discriminator: float | None = None
     lr_generator: float | None = None
@@ -114,6 +115,8 @@ class FinetuneConfig:
         for name, default in _BY_TASK[task].items():
             if values[name] is None:
                 values[name] = default
+        if values["window_overlap"] is None:
+            values["window_overlap"] = values["max_length"] // 4
         if task == "ner" and values["window_overlap"] >= values["max_length"] - 2:
             raise ValueError(
                 f"window_overlap is {values['window_overlap']}, expected less than max_length - 2 "
@@ -122,11 +125,12 @@ class FinetuneConfig:
         return ResolvedConfig(**values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(FinetuneConfig):
     """A `FinetuneConfig` in which no task default is open."""
 
     max_length: int
+    window_overlap: int
     lr_task: float
     lr_discriminator: float
     lr_generator: float
@@ -146,7 +150,8 @@ def _check(config: FinetuneConfig) -> None:
         if getattr(config, name) < 1:
             refuse(name, "a whole number of at least 1")
     for name in _AT_LEAST_ZERO:
-        if getattr(config, name) < 0:
+        value = getattr(config, name)
+        if value is not None and value < 0:
             refuse(name, "a whole number of at least 0")
     for name in _NOT_NEGATIVE:
         value = getattr(config, name)

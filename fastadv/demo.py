@@ -19,9 +19,9 @@ from fastadv.plots import plot_curves
 from fastadv.table import table
 
 RUNS = {"baseline": False, "adversarial": True}
-# The discriminator starts at random and has a hundred steps, not thousands as in the paper, so
-# it learns faster here; the generator keeps the paper's hundredth of the task's rate.
-LEARNING_RATES = {"lr_task": 2e-5, "lr_discriminator": 1e-3, "lr_generator": 2e-7}
+# The paper's rates (section 3.2) in their proportions, ten times as large: some hundred steps are
+# to show here what takes thousands there.
+LR_TASK, LR_DISCRIMINATOR, LR_GENERATOR = 2e-5, 5e-4, 2e-7
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def run(
         eval_every=max(1, steps // 6),
         eval_at_start=True,
         checkpoint_every=0,
-        **LEARNING_RATES,
+        lr_task=LR_TASK,
+        lr_discriminator=LR_DISCRIMINATOR,
+        lr_generator=LR_GENERATOR,
     )
     corpus = _news() if task == "classification" else _entities()
     histories: dict[str, History] = {}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class PaddedEncoder(nn.Module):
         # A list hides the pooler from `parameters()`, so that no optimiser ever sees it.
         self._pooler = [getattr(model, "pooler", None)]
         if self._pooler[0] is not None:
-            model.pooler = None
+            _set_pooler(model, None)
         self.model = model
         self.autocast = autocast
 
@@ -54,12 +55,17 @@ class PaddedEncoder(nn.Module):
     def complete(self) -> Iterator[PreTrainedModel]:
         """The model as it was given, pooler and all, for saving."""
         if self._pooler[0] is not None:
-            self.model.pooler = self._pooler[0]
+            _set_pooler(self.model, self._pooler[0])
         try:
             yield self.model
         finally:
             if self._pooler[0] is not None:
-                self.model.pooler = None
+                _set_pooler(self.model, None)
+
+
+def _set_pooler(model: nn.Module, pooler: nn.Module | None) -> None:
+    # The stubs of nn.Module do not know that a submodule may be set to None.
+    setattr(model, "pooler", pooler)  # noqa: B010
 
 
 def set_dropout(model: nn.Module, config: object, probability: float) -> None:
@@ -85,6 +91,17 @@ def set_dropout(model: nn.Module, config: object, probability: float) -> None:
     ):
         if isinstance(getattr(config, name, None), (int, float)):
             setattr(config, name, probability)
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that an encoder has positions for, in tokens; None if it has no limit.
+
+    The RoBERTa family numbers positions from the padding id on, and loses as many.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and "roberta" in config.model_type:
+        return int(positions) - int(config.pad_token_id) - 1
+    return positions
 
 
 def load_encoder(name_or_path: str | os.PathLike[str]) -> PreTrainedModel:

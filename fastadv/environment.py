@@ -60,8 +60,8 @@ def _versions() -> dict[str, str | None]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    versions["torch"] = torch.__version__
-    versions["torch's CUDA"] = torch.version.cuda
+    cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    versions["torch"] = f"{torch.__version__}, built {cuda}"
     versions["C++ compiler"] = _first_line(os.environ.get("CXX") or "c++", "--version")
     return versions
 
@@ -106,7 +106,7 @@ def _extension_lines(facts: dict[str, Any]) -> list[str]:
     cuda = f"CUDA {build['cuda']} for {build['cuda_archs']}" if build["cuda"] else "no CUDA"
     return [
         f"{'extension':<14}built by {build['compiler']} against torch {build['torch']}, {cuda}",
-        f"{'':<14}{build['cxx_flags']}",
+        f"{'':<14}{build['cxx_flags']}; its CPU kernels use {build['cpu_level']}",
     ]
 
 

@@ -15,30 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from fastadv import backends
 from fastadv import checkpoint as checkpoints
 from fastadv.config import FinetuneConfig, ResolvedConfig, Task
-from fastadv.data import Data, Document, Sentence, as_documents, as_sentences, as_texts
-from fastadv.draws import Draws
-from fastadv.encoder import PaddedEncoder, load_encoder, set_dropout
-from fastadv.evaluate import (
-    EvaluationSet,
-    document_probabilities,
-    embeddings,
-    tags_of,
-    word_probabilities,
-)
+from fastadv.data import Data, as_texts
+from fastadv.encoder import PaddedEncoder, load_encoder, max_positions, set_dropout
+from fastadv.evaluate import EvaluationSet, embeddings
 from fastadv.export import load_model, save_model
 from fastadv.fit import History, Run
 from fastadv.heads import AdversarialModel
 from fastadv.packing import PackedBatch, pack
 from fastadv.precision import autocast_dtype, resolve_precision
-from fastadv.pretrained import resolve_model
-from fastadv.tokenization import (
-    TokenizedDataset,
-    as_unlabeled,
-    tokenize_documents,
-    tokenize_sentences,
+from fastadv.predictions import (
+    DocumentPrediction,
+    SentencePrediction,
+    predict_documents,
+    predict_sentences,
 )
+from fastadv.preparation import Preparation
+from fastadv.pretrained import resolve_model
 from fastadv.trainer import Trainer
 
 # What a resumed run may change: none of these alters what a step computes.
@@ -62,26 +57,6 @@ class Losses:
     discriminator_accuracy: float | None
 
 
-@dataclass(frozen=True)
-class DocumentPrediction:
-    """The likeliest label of a document, and p(Y | x) of every label."""
-
-    label: str
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class SentencePrediction:
-    """A sentence's words, the likeliest tag of each, and that tag's probability.
-
-    A word that the tokenizer gives no word piece is tagged "O" with probability NaN.
-    """
-
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-
 class AdversarialFinetuner:
     """Finetunes a pretrained encoder on labelled source-language text while it forgets languages.
 
@@ -100,6 +75,7 @@ class AdversarialFinetuner:
     Raises:
         ValueError: The model cannot be loaded, the tokenizer is not a fast one, or the labels
             are fewer than two, repeated, or for NER without "O".
+        RuntimeError: The backend that `config` names cannot run on the device.
     """
 
     def __init__(
@@ -117,6 +93,9 @@ class AdversarialFinetuner:
         self.task: Task = task
         self.labels = _checked_labels(labels, task)
         resolved = resolve_precision(config.resolved(task), self.device)
+        for operation in backends.OPERATIONS:
+            # A backend that cannot run is refused now, not after the data was read.
+            backends.resolve(operation, self.device, config.backend)
         if isinstance(model, PreTrainedModel):
             encoder = model
             if tokenizer is None:
@@ -127,6 +106,7 @@ class AdversarialFinetuner:
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
         self.tokenizer = _checked_tokenizer(tokenizer)
         self.config: ResolvedConfig = _fit_length(resolved, encoder)
+        self.preparation = Preparation(task, self.labels, tokenizer, self.config)
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
         self.model = AdversarialModel(
@@ -186,15 +166,16 @@ class AdversarialFinetuner:
 
         Returns:
             A `PackedBatch` on the finetuner's device.
+
+        Raises:
+            ValueError: Malformed examples, or none; a label that is missing or unknown.
         """
+        prepare = self.preparation
         if second is None:
-            dataset = self._tokenize(self._examples(first))
-            batch = pack([dataset[i] for i in range(len(dataset))])
-        else:
-            others, english = self._unlabeled(first), self._unlabeled(second)
-            sequences = [d[i] for d in (others, english) for i in range(len(d))]
-            batch = pack(sequences, english=[False] * len(others) + [True] * len(english))
-        return batch.to(self.device)
+            return pack(list(prepare.labeled(first))).to(self.device)
+        others, english = prepare.unlabeled(first), prepare.unlabeled(second)
+        flags = [False] * len(others) + [True] * len(english)
+        return pack([*others, *english], english=flags).to(self.device)
 
     def step(
         self,
@@ -251,7 +232,7 @@ class AdversarialFinetuner:
             ValueError: Malformed data, no other language with the adversary on, or a run in
                 `output_dir` that cannot be resumed.
         """
-        draws = self._draws(labeled, dict(unlabeled or {}))
+        draws = self.preparation.draws(labeled, unlabeled or {})
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
@@ -263,14 +244,7 @@ class AdversarialFinetuner:
 
     def evaluation_set(self, data: Data) -> EvaluationSet:
         """Labelled data tokenised once, to be scored as often as wanted with `score`."""
-        examples = self._examples(data)
-        # An entity type that was not trained on may well stand in a test set: it counts as missed.
-        # An unknown class of documents is more likely a wrong file.
-        dataset = self._tokenize(examples, labels=self.task == "classification")
-        gold = [e.label if isinstance(e, Document) else e.tags for e in examples]
-        if None in gold:
-            raise ValueError(f"example {gold.index(None)}: found no label, expected one")
-        return EvaluationSet(self.task, dataset, gold)
+        return self.preparation.evaluation_set(data)
 
     def score(self, data: EvaluationSet) -> dict[str, float]:
         """As `evaluate`, of one data set."""
@@ -278,34 +252,17 @@ class AdversarialFinetuner:
 
     def predict(self, data: Data) -> list[DocumentPrediction] | list[SentencePrediction]:
         """Labels of documents, or tags of sentences (strings are split at white space)."""
-        examples = as_texts(data, self.task)
-        dataset = self._tokenize(examples, labels=False)
         size = self.config.eval_batch_size
         if self.task == "classification":
-            rows = document_probabilities(self.model, dataset, size)
-            return [
-                DocumentPrediction(
-                    self.labels[int(row.argmax())],
-                    dict(zip(self.labels, row.tolist(), strict=True)),
-                )
-                for row in rows
-            ]
-        found = word_probabilities(self.model, dataset, size)
-        return [
-            SentencePrediction(
-                sentence.words,
-                tuple(tags_of(p, self.labels)),
-                tuple(p.max(axis=1).tolist()),
-            )
-            for sentence, p in zip(examples, found, strict=True)
-            if isinstance(sentence, Sentence)
-        ]
+            dataset = self.preparation.documents(as_texts(data, "classification"))
+            return predict_documents(self.model, dataset, self.labels, size)
+        sentences = as_texts(data, "ner")
+        dataset = self.preparation.sentences(sentences)
+        return predict_sentences(self.model, dataset, sentences, self.labels, size)
 
     def embed(self, texts: Data) -> NDArray[np.float32]:
         """(N, H) float32: the mean-pooled embedding h̄_θ(x) of each text (paper, section 3.4)."""
-        dataset = tokenize_documents(
-            self.tokenizer, as_texts(texts, "classification"), None, self.config.max_length
-        )
+        dataset = self.preparation.documents(as_texts(texts, "classification"))
         return embeddings(self.model, dataset, self.config.eval_batch_size)
 
     def save_checkpoint(
@@ -368,40 +325,6 @@ class AdversarialFinetuner:
                     f"{ours.get(name)!r} now, expected the same to resume"
                 )
 
-    def _draws(self, labeled: Data, unlabeled: dict[str, Data]) -> Draws:
-        examples = self._examples(labeled)
-        dataset = self._tokenize(examples)
-        config = self.config
-        english: list[TokenizedDataset] = []
-        others: dict[str, TokenizedDataset] = {}
-        if config.adversarial:
-            english.append(as_unlabeled(dataset))
-            if config.source_language in unlabeled:
-                english.append(self._unlabeled(unlabeled.pop(config.source_language)))
-            others = {language: self._unlabeled(data) for language, data in unlabeled.items()}
-            if not others:
-                raise ValueError(
-                    "unlabeled holds no text of another language, expected at least one, or "
-                    "adversarial=False"
-                )
-        return Draws(dataset, english, others, config.batch_size, config.seed)
-
-    def _examples(self, data: Data) -> list[Document] | list[Sentence]:
-        return as_documents(data) if self.task == "classification" else as_sentences(data)
-
-    def _unlabeled(self, data: Data) -> TokenizedDataset:
-        return as_unlabeled(self._tokenize(as_texts(data, self.task), labels=False))
-
-    def _tokenize(
-        self, examples: Sequence[Document] | Sequence[Sentence], labels: bool = True
-    ) -> TokenizedDataset:
-        ids = {label: k for k, label in enumerate(self.labels)} if labels else None
-        if self.task == "classification":
-            return tokenize_documents(self.tokenizer, examples, ids, self.config.max_length)
-        return tokenize_sentences(
-            self.tokenizer, examples, ids, self.config.max_length, self.config.window_overlap
-        )
-
 
 def _checked_labels(labels: Sequence[str], task: Task) -> tuple[str, ...]:
     found = tuple(labels)
@@ -423,7 +346,7 @@ def _checked_tokenizer(tokenizer: Any) -> Any:
 
 def _fit_length(config: ResolvedConfig, encoder: PreTrainedModel) -> ResolvedConfig:
     """Refuses sequences that are longer than the encoder has positions for."""
-    positions = getattr(encoder.config, "max_position_embeddings", None)
+    positions = max_positions(encoder.config)
     if positions is not None and config.max_length > positions:
         raise ValueError(
             f"max_length is {config.max_length}, expected at most the {positions} positions "

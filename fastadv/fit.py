@@ -115,7 +115,8 @@ class Run:
     def _evaluate(self, bar: Bar) -> None:
         if self.dev is None and not self.tests:
             return
-        step, record = self.trainer.step_count, {"kind": "eval", "step": self.trainer.step_count}
+        step = self.trainer.step_count
+        record: dict[str, Any] = {"kind": "eval", "step": step}
         if self.dev is not None:
             record["dev"] = self.tuner.score(self.dev)
         record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
@@ -139,7 +140,7 @@ class Run:
                 raise ValueError("resume needs an output_dir, expected the folder of the run")
             return
         checkpoint = self.output_dir / CHECKPOINT
-        if checkpoint.exists() and not resume:
+        if not resume and (checkpoint.exists() or (self.output_dir / METRICS).exists()):
             raise ValueError(
                 f"{self.output_dir}: found a run, expected a new folder or resume=True"
             )

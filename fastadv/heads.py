@@ -60,7 +60,8 @@ class AdversarialModel(nn.Module):
         """W_T h + b_T in float32: (B, K) over documents, for NER (T, K) over all word pieces."""
         hidden = self.pooled(batch) if self.task == "classification" else self.encoder(batch)
         hidden = F.dropout(hidden.float(), self.head_dropout, self.training)
-        return self.task_head(hidden)
+        logits: Tensor = self.task_head(hidden)
+        return logits
 
     def task_loss(self, batch: PackedBatch) -> Tensor:
         """L_T, scalar: cross-entropy, mean over documents; for NER the sum over a sentence's words,

@@ -13,21 +13,14 @@ from padding import padded, sides
 from fastadv import AdversarialFinetuner, FinetuneConfig
 from fastadv.reference import ReferenceFinetuner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 50
 
 # Adding one vector to every key of a softmax attention changes nothing, so the exact gradient of
 # a key bias is zero. What float32 gives instead is rounding, and Adam scales rounding up to full
 # steps: no two orders of summation agree there, and nothing depends on it.
 ZERO_GRADIENT = "attention.self.key.bias"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors gain nothing from threads, and lose much on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(task: str, backend: str | None, **changes: object):

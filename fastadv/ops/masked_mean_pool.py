@@ -57,10 +57,7 @@ def masked_mean_pool(
         ValueError: a shape, dtype or device does not fit.
         RuntimeError: the backend asked for cannot run.
     """
-    if cu_seqlens is None:
-        batch = _check_padded(x, mask)
-    else:
-        batch = _check_packed(x, cu_seqlens, mask)
+    batch = _check_padded(x, mask) if cu_seqlens is None else _check_packed(x, cu_seqlens, mask)
     chosen = backends.resolve("masked_mean_pool", x.device, backend)
     if chosen == "torch":
         return masked_mean_pool_ref(x, cu_seqlens, mask)

@@ -1,0 +1,226 @@
+"""Stop and resume equals never stopping, bit for bit on the CPU, in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastadv import AdversarialFinetuner, FinetuneConfig
+from fastadv.checkpoint import load_checkpoint, replace_folder, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Runs in a fresh interpreter: nothing of the first process can help it.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import tiny, torch
+from fastadv import AdversarialFinetuner, FinetuneConfig
+torch.set_num_threads(1)
+task, folder, output, steps, changes = json.loads(sys.argv[1])
+labels = tiny.LABELS if task == "classification" else tiny.TAGS
+train = tiny.ENGLISH if task == "classification" else tiny.SENTENCES
+config = FinetuneConfig(**{"steps": steps, "batch_size": 3, "max_length": 16, "window_overlap": 4,
+                           "eval_every": 2, "log_every": 2, "checkpoint_every": 1, **changes})
+tuner = AdversarialFinetuner(Path(folder), task, labels, config, device="cpu")
+tuner.fit(train, {"de": tiny.GERMAN, "fr": tiny.FRENCH}, dev=train, test={"train": train},
+          output_dir=output, resume=True, quiet=True)
+"""
+
+
+def start(task: str, model: Path, output: Path, steps: int, **changes: object) -> subprocess.Popen:
+    arguments = json.dumps([task, str(model), str(output), steps, changes])
+    path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, arguments],
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: object, **changes: object) -> None:
+    process = start(*arguments, **changes)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def outcome(output: Path) -> tuple[dict[str, torch.Tensor], list[dict], dict]:
+    tensors, state = load_checkpoint(output / "checkpoint.safetensors")
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        for rate in ("examples_per_second", "tokens_per_second"):
+            record.pop(rate, None)
+    # Not the number of bytes: rates have more digits or fewer.
+    state["run"].pop("metrics_length")
+    return tensors, records, state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    tensors, records, state = outcome(one)
+    other_tensors, other_records, other_state = outcome(other)
+    assert tensors.keys() == other_tensors.keys()
+    assert [n for n in tensors if not torch.equal(tensors[n], other_tensors[n])] == []
+    assert records == other_records
+    assert {**state, "config": None} == {**other_state, "config": None}
+    for name in ("best", "last"):
+        ours = load_file(one / name / "model.safetensors")
+        theirs = load_file(other / name / "model.safetensors")
+        assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_three_and_three_steps_equal_six(task: str, model: Path, tmp_path: Path) -> None:
+    run(task, model, tmp_path / "whole", 6)
+    run(task, model, tmp_path / "parts", 3)
+    run(task, model, tmp_path / "parts", 6)
+    # The first part evaluated its own last step, 3, which the whole run had no reason to.
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 2, 3, 3, 4, 4, 6, 6]
+    tensors, _, _ = outcome(tmp_path / "whole")
+    others, _, _ = outcome(tmp_path / "parts")
+    names = [n for n in tensors if not n.startswith("run.")]
+    assert [n for n in names if not torch.equal(tensors[n], others[n])] == []
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_resumes_as_if_it_never_stopped(
+    name: signal.Signals, model: Path, tmp_path: Path
+) -> None:
+    run("classification", model, tmp_path / "whole", 200, eval_every=50)
+    output = tmp_path / "stopped"
+    process = start("classification", model, output, 200, eval_every=50)
+    deadline = time.monotonic() + 120
+    metrics = output / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 10:
+            process.send_signal(name)
+            break
+        time.sleep(0.005)
+    process.communicate()
+    assert process.returncode != 0, "the run ended before it was stopped"
+    _, state = load_checkpoint(output / "checkpoint.safetensors")
+    assert 0 < state["step"] < 200
+    run("classification", model, output, 200, eval_every=50)
+    assert_same_run(tmp_path / "whole", output)
+
+
+def hand_driven(model: Path) -> AdversarialFinetuner:
+    config = FinetuneConfig(max_length=32, seed=4)
+    return AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
+
+
+def drive(tuner: AdversarialFinetuner, steps: range) -> list[float]:
+    english = [text for text, _ in tiny.ENGLISH]
+    losses = []
+    for step in steps:
+        draw = tuner.collate(tiny.GERMAN[step % 3 :], english[step % 5 :])
+        losses.append(tuner.step(tuner.collate(tiny.ENGLISH), draw, draw).task)
+    return losses
+
+
+def test_hand_driven_steps_resume_exactly(model: Path, tmp_path: Path) -> None:
+    whole = hand_driven(model)
+    expected = drive(whole, range(6))
+    first = hand_driven(model)
+    drive(first, range(3))
+    first.save_checkpoint(tmp_path / "c.safetensors")
+    second = hand_driven(model)
+    second.load_checkpoint(tmp_path / "c.safetensors")
+    assert drive(second, range(3, 6)) == expected[3:]
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_dropout_is_on_and_depends_on_the_step_alone(model: Path) -> None:
+    one, two = hand_driven(model), hand_driven(model)
+    torch.manual_seed(1)
+    first = drive(one, range(2))
+    torch.manual_seed(2)
+    assert drive(two, range(2)) == first
+    still = AdversarialFinetuner(
+        model, labels=tiny.LABELS, config=FinetuneConfig(max_length=32, seed=4, dropout=0.0)
+    )
+    assert drive(still, range(1)) != first[:1]
+
+
+def test_another_setting_is_refused(model: Path, tmp_path: Path) -> None:
+    tuner = hand_driven(model)
+    tuner.save_checkpoint(tmp_path / "c.safetensors")
+    other = AdversarialFinetuner(
+        model, labels=tiny.LABELS, config=FinetuneConfig(max_length=32, seed=5), device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"seed was 4 in that run and is 5 now"):
+        other.load_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_other_data_and_an_occupied_folder_are_refused(model: Path, tmp_path: Path) -> None:
+    config = FinetuneConfig(steps=2, batch_size=2, max_length=32)
+
+    def fit(german: list[str], **options: object) -> None:
+        tuner = AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
+        tuner.fit(tiny.ENGLISH, {"de": german}, output_dir=tmp_path, quiet=True, **options)
+
+    fit(tiny.GERMAN)
+    with pytest.raises(ValueError, match=r"found a run, expected a new folder or resume=True"):
+        fit(tiny.GERMAN)
+    with pytest.raises(ValueError, match=r"was over other data \(de\)"):
+        fit(tiny.GERMAN[:-1], resume=True)
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, {"a": torch.ones(3)}, {"step": 1})
+
+    class Unwritable(dict):
+        def items(self):  # what a full disk would do half way
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(path, Unwritable(), {"step": 2})
+    tensors, state = load_checkpoint(path)
+    assert state == {"step": 1} and torch.equal(tensors["a"], torch.ones(3))
+
+
+def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(ValueError, match="expected a checkpoint file"):
+        load_checkpoint(path)
+    save_file({"a": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="found format None"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"a": torch.ones(3)}, {})
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="expected a checkpoint file"):
+        load_checkpoint(path)
+
+
+def test_a_folder_is_replaced_only_by_a_finished_one(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    replace_folder(target, lambda folder: (folder / "a").write_text("1"))
+
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("2")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        replace_folder(target, fail)
+    assert (target / "a").read_text() == "1"
+    replace_folder(target, lambda folder: (folder / "b").write_text("3"))
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
