@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastadv.config import Task
 from fastadv.encoder import PaddedEncoder
-from fastadv.ops import masked_mean_pool
+from fastadv.ops.masked_mean_pool import masked_mean_pool
 from fastadv.packing import IGNORE_INDEX, PackedBatch
 
 

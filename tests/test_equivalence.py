@@ -134,3 +134,51 @@ def test_baseline_equals_the_reference_without_adversary() -> None:
         if name.startswith("encoder.") and not name.endswith(ZERO_GRADIENT):
             moved = (weight - start[name]).norm()
             assert (ended[name] - weight).norm() <= 1e-3 * moved, name
+
+
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_bfloat16_errs_no_more_than_the_reference_does(task: str) -> None:
+    """Losses and gradients under bfloat16 autocast, against the reference in float64."""
+    tuner, plain = build(task, None)
+    tuner.model.encoder.autocast = plain.autocast = torch.bfloat16
+    exact = copy.deepcopy(plain)
+    exact.autocast = None
+    for module in (exact.encoder, exact.task_head, exact.discriminator):
+        module.double()
+    batch, draw, _ = draws(tuner, np.random.default_rng(2))
+
+    def of(reference: ReferenceFinetuner) -> dict[str, torch.Tensor]:
+        losses = {
+            "task": reference.task_loss(padded(batch)),
+            "discriminator": reference.discriminator_loss(*sides(draw)),
+            "generator": reference.generator_loss(*sides(draw)),
+        }
+        parameters = list(reference.encoder.parameters())
+        found = {}
+        for phase, loss in losses.items():
+            gradient = torch.autograd.grad(loss, parameters, retain_graph=True)
+            found[phase] = torch.cat([loss.detach().reshape(1), *(g.flatten() for g in gradient)])
+        return {phase: vector.double() for phase, vector in found.items()}
+
+    tuner.model.eval()
+    trainer = tuner.trainer
+    loss_t, gradients_t = trainer.task_gradients(batch)
+    loss_g, gradients_g = trainer.generator_gradients(draw)
+    encoder = len(list(tuner.model.encoder.parameters()))
+    ours = {
+        "task": (loss_t, gradients_t[:encoder]),
+        "generator": (loss_g, gradients_g),
+    }
+    expected, rounded = of(exact), of(plain)
+    for phase, (loss, gradients) in ours.items():
+        named = [g for g in gradients if g is not None]
+        got = torch.cat([loss.reshape(1), *(g.flatten() for g in named)]).double()
+        error = (got - expected[phase]).norm()
+        # The same roundings to 8 bits in another order (packed, both sides in one pass): twice
+        # the reference's own error leaves room for that and for nothing else.
+        assert error <= 2 * (rounded[phase] - expected[phase]).norm(), phase
+    loss_d, _, _ = trainer.discriminator_gradients(draw)
+    own = (rounded["discriminator"][0] - expected["discriminator"][0]).abs()
+    # A single number may round luckily; 2^-8 of the loss is one rounding of its inputs.
+    floor = expected["discriminator"][0] / 256
+    assert (loss_d.double() - expected["discriminator"][0]).abs() <= 2 * own + floor
