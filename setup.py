@@ -15,9 +15,15 @@ import torch
 from setuptools import find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
-ROOT = Path(__file__).parent
-CXX_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
-DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
+ROOT = Path(__file__).resolve().parent
+CXX_FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+]
 
 
 def wants_cuda() -> bool:
@@ -34,6 +40,13 @@ def wants_cuda() -> bool:
         )
         raise SystemExit(f"FASTADV_CUDA=1, but {missing}")
     return able if forced == "" else forced == "1"
+
+
+def cuda_archs() -> str:
+    """TORCH_CUDA_ARCH_LIST, or the architectures from Ampere on that the toolkit knows."""
+    version = tuple(int(part) for part in str(torch.version.cuda).split(".")[:2])
+    known = "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX"
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or known
 
 
 def sources(*patterns: str) -> list[str]:
@@ -66,7 +79,7 @@ def extension() -> CppExtension:
             extra_compile_args={"cxx": [*cxx_flags, *facts(cxx_flags, "")]},
             extra_link_args=link_flags,
         )
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    archs = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()
     return CUDAExtension(
         "fastadv._C",
         sources("csrc/*.cpp", "csrc/cuda/*.cu"),

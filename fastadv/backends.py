@@ -22,11 +22,14 @@ BACKENDS = ("torch", "native", "triton")
 
 OPERATIONS = ("masked_mean_pool", "linear_bce")
 
-# In order of preference.  The CPU lines are decided by the medians of benchmarks/bench_<op>.py.
-# The CUDA lines are not measured yet: one pass over the data goes before several.
+# In order of preference, as the benchmark named in a line found it.  Medians of interleaved runs,
+# bfloat16, one thread of a CPU with AVX-512; the CUDA lines are not measured yet: there one pass
+# over the data goes before several.
 DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
+    # bench_masked_mean_pool.py, 5760 x 768: 0.9 ms against 12, with backward 5 against 44.
     ("masked_mean_pool", "cpu"): ("native", "torch"),
     ("masked_mean_pool", "cuda"): ("native", "triton", "torch"),
+    # bench_linear_bce.py, 64 x 768: 0.023 ms against 0.044, with backward 0.12 against 0.16.
     ("linear_bce", "cpu"): ("native", "torch"),
     ("linear_bce", "cuda"): ("native", "triton", "torch"),
 }

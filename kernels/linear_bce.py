@@ -1,5 +1,8 @@
 """Linear score, sigmoid and binary cross-entropy in one, in Triton."""
 
+# A kernel's arguments have types of Triton's, which annotations cannot say.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import torch
