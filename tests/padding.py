@@ -24,7 +24,13 @@ def padded(batch: PackedBatch, rows: list[int] | None = None, pad_id: int = 0) -
         if per_token:
             words[row, : end - begin] = batch.labels[begin:end]
     labels = words if per_token else batch.labels
-    return PaddedBatch(ids, mask, labels, batch.num_examples)
+    device = batch.input_ids.device
+    return PaddedBatch(
+        ids.to(device),
+        mask.to(device),
+        None if labels is None else labels.to(device),
+        batch.num_examples,
+    )
 
 
 def sides(batch: PackedBatch) -> tuple[PaddedBatch, PaddedBatch]:

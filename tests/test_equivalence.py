@@ -10,12 +10,13 @@ import tiny
 import torch
 from padding import padded, sides
 
-from fastadv import AdversarialFinetuner, FinetuneConfig
+from fastadv import AdversarialFinetuner, FinetuneConfig, backends
 from fastadv.reference import ReferenceFinetuner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 50
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 # Adding one vector to every key of a softmax attention changes nothing, so the exact gradient of
 # a key bias is zero. What float32 gives instead is rounding, and Adam scales rounding up to full
@@ -23,7 +24,7 @@ STEPS = 50
 ZERO_GRADIENT = "attention.self.key.bias"
 
 
-def build(task: str, backend: str | None, **changes: object):
+def build(task: str, backend: str | None, device: str = "cpu", **changes: object):
     labels = tiny.LABELS if task == "classification" else tiny.TAGS
     config = FinetuneConfig(
         max_length=32,
@@ -35,7 +36,7 @@ def build(task: str, backend: str | None, **changes: object):
         **changes,
     )
     tuner = AdversarialFinetuner(
-        tiny.tiny_bert(), task, labels, config, tokenizer=tiny.tiny_tokenizer(), device="cpu"
+        tiny.tiny_bert(), task, labels, config, tokenizer=tiny.tiny_tokenizer(), device=device
     )
     reference = ReferenceFinetuner(
         copy.deepcopy(tuner.model.encoder.model),
@@ -77,10 +78,15 @@ def library_weights(tuner: AdversarialFinetuner):
     return weights(model.encoder.model, model.task_head, model.discriminator)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", ["torch", "native", "triton"])
 @pytest.mark.parametrize("task", ["classification", "ner"])
-def test_fifty_steps_equal_the_reference(task: str, backend: str) -> None:
-    tuner, reference = build(task, backend)
+def test_fifty_steps_equal_the_reference(task: str, backend: str, device: str) -> None:
+    for operation in backends.OPERATIONS:
+        reason = backends.why_not(operation, backend, device)
+        if reason is not None:
+            pytest.skip(reason)
+    tuner, reference = build(task, backend, device)
     start = library_weights(tuner)
     rng = np.random.default_rng(11)
     for _ in range(STEPS):
@@ -136,10 +142,11 @@ def test_baseline_equals_the_reference_without_adversary() -> None:
             assert (ended[name] - weight).norm() <= 1e-3 * moved, name
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("task", ["classification", "ner"])
-def test_bfloat16_errs_no_more_than_the_reference_does(task: str) -> None:
+def test_bfloat16_errs_no_more_than_the_reference_does(task: str, device: str) -> None:
     """Losses and gradients under bfloat16 autocast, against the reference in float64."""
-    tuner, plain = build(task, None)
+    tuner, plain = build(task, None, device)
     tuner.model.encoder.autocast = plain.autocast = torch.bfloat16
     exact = copy.deepcopy(plain)
     exact.autocast = None

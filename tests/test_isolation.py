@@ -16,12 +16,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ENGLISH = [text for text, _ in tiny.ENGLISH]
 
 
-@pytest.fixture(params=["fp32", "bf16"])
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@pytest.fixture(params=[(d, p) for d in DEVICES for p in ("fp32", "bf16")], ids="-".join)
 def tuner(request: pytest.FixtureRequest) -> AdversarialFinetuner:
+    device, precision = request.param
     # Large learning rates, so that a leak would move far more than one bit.
     config = FinetuneConfig(
         max_length=32,
-        precision=request.param,
+        precision=precision,
         lr_task=1e-2,
         lr_discriminator=1e-2,
         lr_generator=1e-2,
@@ -31,7 +35,7 @@ def tuner(request: pytest.FixtureRequest) -> AdversarialFinetuner:
         labels=tiny.LABELS,
         config=config,
         tokenizer=tiny.tiny_tokenizer(),
-        device="cpu",
+        device=device,
     )
     # One whole step first, so that every optimiser has moments that could be disturbed.
     draw = tuner.collate(tiny.GERMAN, ENGLISH)

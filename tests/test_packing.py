@@ -108,7 +108,7 @@ def test_to_moves_every_tensor() -> None:
     assert isinstance(batch, PackedBatch) and (batch.max_seqlen, batch.num_examples) == (2, 1)
 
 
-def test_pin_memory() -> None:
+def test_pin_memory_for_cuda() -> None:
     if not torch.cuda.is_available():
         pytest.skip("page-locked memory needs a GPU")
     batch = pack([[document(1, 2, label=1)]], english=[True]).pin_memory()

@@ -67,12 +67,12 @@ def test_against_reference(
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_rows(backend: str) -> None:
+def test_many_rows(backend: str, device: str) -> None:
     """More rows than one chunk of the CUDA reduction, more work than one task of the CPU's."""
-    for device in DEVICES:
-        need(OP, backend, device)
-        check_bce(partial(linear_bce, backend=backend), 1100, 200, torch.float32, device)
+    need(OP, backend, device)
+    check_bce(partial(linear_bce, backend=backend), 1100, 200, torch.float32, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -97,10 +97,12 @@ def test_big_logits_stay_finite_and_small_losses_are_kept(backend: str, device: 
     assert alone.item() == pytest.approx(math.log1p(math.exp(-20)), rel=1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend: str) -> None:
-    need(OP, backend, "cpu")
-    h, weight, bias, targets, sample_weights = bce_inputs(5, 6, torch.float64, soft=True)
+def test_gradcheck(backend: str, device: str) -> None:
+    need(OP, backend, device)
+    inputs = bce_inputs(5, 6, torch.float64, soft=True)
+    h, weight, bias, targets, sample_weights = (x.to(device) for x in inputs)
     leaves = [x.requires_grad_() for x in (h, weight, bias)]
 
     def loss(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -59,12 +59,13 @@ def test_masked_rows_are_not_read(backend: str) -> None:
     assert masked_mean_pool(x, cu_seqlens, mask, backend=backend).tolist() == [[5.0] * 9]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend: str) -> None:
-    need(OP, backend, "cpu")
-    x = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
-    mask = torch.tensor([1, 0, 1, 1, 0, 1, 1, 1, 1], dtype=torch.bool)
-    cu_seqlens = torch.tensor([0, 4, 4, 5, 8], dtype=torch.int32)
+def test_gradcheck(backend: str, device: str) -> None:
+    need(OP, backend, device)
+    x = torch.randn(9, 5, dtype=torch.float64, device=device, requires_grad=True)
+    mask = torch.tensor([1, 0, 1, 1, 0, 1, 1, 1, 1], dtype=torch.bool, device=device)
+    cu_seqlens = torch.tensor([0, 4, 4, 5, 8], dtype=torch.int32, device=device)
     pool = partial(masked_mean_pool, backend=backend)
     assert torch.autograd.gradcheck(lambda x: pool(x, cu_seqlens, mask), (x,))
     assert torch.autograd.gradcheck(lambda x: pool(x.view(3, 3, 5), None, mask.view(3, 3)), (x,))

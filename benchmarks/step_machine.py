@@ -1,0 +1,127 @@
+"""What the machine is, what it can do at best, and how much memory a piece of work takes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Name of the machine, and versions of what runs on it."""
+    facts = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+    }
+    for name in ("fastadv", "torch", "transformers", "triton"):
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = "not installed"
+    facts["torch"] = torch.__version__
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = str(torch.version.cuda)
+    return facts
+
+
+def _processor() -> str:
+    names = Path("/proc/cpuinfo")
+    if names.is_file():
+        for line in names.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done everything that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of `work`, the device's part included."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
+    """Floating-point operations a second of a large square product, the median of some.
+
+    The size fills the device: 8192 keeps a large GPU busy for a millisecond or more.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    times = [seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats)]
+    return 2 * size**3 / statistics.median(times[4:])
+
+
+def copy_bandwidth(device: torch.device, repeats: int = 9) -> float:
+    """Bytes a second of copies far larger than any cache, read and written bytes both counted."""
+    count = 2**30 if device.type == "cuda" else 2**28
+    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    times = [seconds(lambda: target.copy_(source), device) for _ in range(repeats)]
+    return 2 * count / statistics.median(times[4:])
+
+
+class Memory:
+    """Bytes that a piece of work takes.
+
+    On a GPU what PyTorch allocated there. On a CPU the process's resident memory, whose peak Linux
+    lets a process reset: a coarse measure, in which a small model drowns. None elsewhere.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.known = device.type == "cuda" or Path("/proc/self/clear_refs").exists()
+
+    def held(self) -> int:
+        """Bytes in use, after giving back what is free."""
+        gc.collect()
+        if not self.known:
+            return 0
+        if self.device.type == "cuda":
+            synchronize(self.device)
+            return torch.cuda.memory_allocated(self.device)
+        # The allocator keeps freed pages, which would then count as another's.
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        return _status("VmRSS")
+
+    def extra(self, work: Callable[[], object]) -> int:
+        """The most bytes that `work` had in use at once, beyond what was held before it."""
+        before = self.held()
+        if not self.known:
+            work()
+            return 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            work()
+            synchronize(self.device)
+            return torch.cuda.max_memory_allocated(self.device) - before
+        Path("/proc/self/clear_refs").write_text("5")
+        work()
+        return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
