@@ -34,8 +34,10 @@ $(VENV)/native.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
 	$(PIP) install -q --no-build-isolation -e '.[demo]'
 	@touch $@
 
+# The extras by themselves: installing the package again would compile it again.
 $(VENV)/develop.stamp: $(VENV)/native.stamp
-	$(PIP) install -q --no-build-isolation -e '.[demo,test,triton,lint]'
+	$(RUN) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["triton"], *extras["lint"], sep="\n")' > $(VENV)/develop.txt
+	$(PIP) install -q -r $(VENV)/develop.txt
 	@touch $@
 
 demo: $(VENV)/native.stamp
