@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "acc_type.h"
 #include "cpu_features.h"
 
 #define FASTADV_INLINE inline __attribute__((always_inline))
@@ -60,18 +61,6 @@
 #endif
 
 namespace fastadv {
-
-// The type that sums are kept in, and that results have.
-template <typename T>
-struct AccType {
-  using type = float;
-};
-template <>
-struct AccType<double> {
-  using type = double;
-};
-template <typename T>
-using acc_t = typename AccType<T>::type;
 
 // Signed integers throughout: AVX2 compares no others.
 FASTADV_INLINE int32_t bits_of(float value) {

@@ -9,19 +9,10 @@
 
 #include <cstdint>
 
+#include "../acc_type.h"
+
 namespace fastadv {
 namespace cuda {
-
-template <typename T>
-struct AccType {
-  using type = float;
-};
-template <>
-struct AccType<double> {
-  using type = double;
-};
-template <typename T>
-using acc_t = typename AccType<T>::type;
 
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ double widen(double value) { return value; }

@@ -241,7 +241,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bce_cuda(
   at::Tensor logits = at::empty({rows}, weight.options()), dz = at::empty({rows}, weight.options());
   cuda::dispatch(h.scalar_type(), "linear_bce", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using Acc = cuda::acc_t<T>;
+    using Acc = acc_t<T>;
     cuda::bce_forward<T>(cuda::data<T>(h), cuda::data<Acc>(weight), cuda::data<Acc>(bias),
                          cuda::data<Acc>(targets), data_or_null<Acc>(sample_weights), rows, hidden,
                          cuda::mutable_data<Acc>(losses), cuda::mutable_data<Acc>(loss),
@@ -266,7 +266,7 @@ at::Tensor linear_bce_grad_input_cuda(const at::Tensor& grad, const at::Tensor& 
   if (grad_h.numel() == 0) return grad_h;
   cuda::dispatch(dtype, "linear_bce_grad_input", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using Acc = cuda::acc_t<T>;
+    using Acc = acc_t<T>;
     cuda::bce_grad_input<T>(cuda::data<Acc>(grad), cuda::data<Acc>(dz), cuda::data<Acc>(weight),
                             rows, hidden, cuda::mutable_data<T>(grad_h),
                             c10::cuda::getCurrentCUDAStream());
@@ -293,7 +293,7 @@ std::tuple<at::Tensor, at::Tensor> linear_bce_grad_params_cuda(const at::Tensor&
   if (chunks > 1) partial = at::empty({chunks, hidden}, dz.options());
   cuda::dispatch(h.scalar_type(), "linear_bce_grad_params", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using Acc = cuda::acc_t<T>;
+    using Acc = acc_t<T>;
     cuda::bce_grad_params<T>(cuda::data<Acc>(grad), cuda::data<Acc>(dz), cuda::data<T>(h), rows,
                              hidden,
                              partial.has_value() ? cuda::mutable_data<Acc>(*partial) : nullptr,

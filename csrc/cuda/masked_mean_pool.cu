@@ -217,7 +217,7 @@ std::tuple<at::Tensor, at::Tensor> masked_mean_pool_cuda(const at::Tensor& x_in,
   if (batch == 0) return {mean, counts};
   cuda::dispatch(x.scalar_type(), "masked_mean_pool", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using Acc = cuda::acc_t<T>;
+    using Acc = acc_t<T>;
     cuda::mean_forward<T>(cuda::data<T>(x), data_or_null<int32_t>(cu_seqlens),
                           data_or_null<bool>(mask), batch, tokens, hidden,
                           cuda::mutable_data<Acc>(mean), cuda::mutable_data<Acc>(counts),
@@ -245,7 +245,7 @@ at::Tensor masked_mean_pool_backward_cuda(const at::Tensor& grad_in, const at::T
   if (grad_x.numel() == 0) return grad_x;
   cuda::dispatch(dtype, "masked_mean_pool_backward", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using Acc = cuda::acc_t<T>;
+    using Acc = acc_t<T>;
     cuda::mean_backward<T>(cuda::data<Acc>(grad), cuda::data<Acc>(counts),
                            data_or_null<int32_t>(cu_seqlens), data_or_null<bool>(mask), batch,
                            tokens, hidden, cuda::mutable_data<T>(grad_x),

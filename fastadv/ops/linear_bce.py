@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import register_fake
 
 from fastadv import backends
 from fastadv.ops.dtypes import acc_dtype, check_float, check_like
@@ -165,17 +166,17 @@ class _LinearBce(torch.autograd.Function):
 
 if backends.extension is not None:
 
-    @torch.library.register_fake("fastadv::linear_bce")
+    @register_fake("fastadv::linear_bce")
     def _fake(
         h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sample_weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = h.shape[0]
         return weight.new_empty(()), weight.new_empty(rows), weight.new_empty(rows)
 
-    @torch.library.register_fake("fastadv::linear_bce_grad_input")
+    @register_fake("fastadv::linear_bce_grad_input")
     def _fake_grad_input(grad: Tensor, dz: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.new_empty(dz.shape[0], weight.shape[0], dtype=dtype)
 
-    @torch.library.register_fake("fastadv::linear_bce_grad_params")
+    @register_fake("fastadv::linear_bce_grad_params")
     def _fake_grad_params(grad: Tensor, dz: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return dz.new_empty(h.shape[1]), dz.new_empty(1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import register_fake
 
 from fastadv import backends
 from fastadv.ops.dtypes import acc_dtype, check_float, check_like
@@ -129,14 +130,14 @@ class _MaskedMeanPool(torch.autograd.Function):
 
 if backends.extension is not None:
 
-    @torch.library.register_fake("fastadv::masked_mean_pool")
+    @register_fake("fastadv::masked_mean_pool")
     def _fake(
         x: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None, batch: int
     ) -> tuple[Tensor, Tensor]:
         dtype = acc_dtype(x.dtype)
         return x.new_empty(batch, x.shape[1], dtype=dtype), x.new_empty(batch, dtype=dtype)
 
-    @torch.library.register_fake("fastadv::masked_mean_pool_backward")
+    @register_fake("fastadv::masked_mean_pool_backward")
     def _fake_backward(
         grad: Tensor,
         counts: Tensor,

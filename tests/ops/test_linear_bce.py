@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from op_checks import DEVICES, DTYPES, bce_inputs, check_bce, need
+from torch.library import opcheck
 
 from fastadv.backends import BACKENDS
 from fastadv.ops import discriminator_loss, generator_loss, linear_bce
@@ -120,10 +121,10 @@ def test_opcheck(device: str) -> None:
     ops, grad = torch.ops.fastadv, torch.ones((), device=device)
     for c in (sample_weights, None):
         args = (h, weight, bias, targets, c)
-        torch.library.opcheck(ops.linear_bce.default, args, test_utils=checks)
+        opcheck(ops.linear_bce.default, args, test_utils=checks)
     inputs = (grad, targets, weight, torch.float16)
-    torch.library.opcheck(ops.linear_bce_grad_input.default, inputs, test_utils=checks)
-    torch.library.opcheck(ops.linear_bce_grad_params.default, (grad, targets, h), test_utils=checks)
+    opcheck(ops.linear_bce_grad_input.default, inputs, test_utils=checks)
+    opcheck(ops.linear_bce_grad_params.default, (grad, targets, h), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])

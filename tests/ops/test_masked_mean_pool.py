@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from op_checks import DEVICES, DTYPES, POOL_CASES, check_pool, need
+from torch.library import opcheck
 
 from fastadv.backends import BACKENDS
 from fastadv.ops import masked_mean_pool
@@ -80,11 +81,11 @@ def test_opcheck(device: str) -> None:
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for offsets in (cu_seqlens, None):
         for rows in (mask, None):
-            torch.library.opcheck(
+            opcheck(
                 torch.ops.fastadv.masked_mean_pool.default, (x, offsets, rows, 3), test_utils=checks
             )
             grad, counts = torch.randn(3, 5, device=device), torch.ones(3, device=device)
-            torch.library.opcheck(
+            opcheck(
                 torch.ops.fastadv.masked_mean_pool_backward.default,
                 (grad, counts, offsets, rows, 9, torch.bfloat16),
                 test_utils=checks,
