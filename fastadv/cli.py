@@ -14,7 +14,7 @@ from fastadv import demo, environment
 from fastadv.config import FinetuneConfig, Task
 from fastadv.evaluate import SCORE
 from fastadv.finetuner import AdversarialFinetuner
-from fastadv.fit import BEST, History
+from fastadv.fit import BEST, LAST, History
 from fastadv.labels import labels_of
 from fastadv.plots import plot_curves
 from fastadv.table import table
@@ -103,13 +103,18 @@ def _train(options: Namespace) -> None:
         resume=options.resume,
         quiet=options.quiet,
     )
-    print(summary(history, options.task))
+    if options.test:
+        print(summary(history, options.task))
+        _plot(output, history, config, options.task)
+    print(f"model {output / (BEST if history.best_step is not None else LAST)}")
+
+
+def _plot(output: Path, history: History, config: FinetuneConfig, task: Task) -> None:
     try:
         name = "adversarial" if config.adversarial else "baseline"
-        plot_curves(output / "curves.png", {name: history}, options.task)
-    except (ImportError, ValueError) as error:
+        plot_curves(output / "curves.png", {name: history}, task)
+    except ImportError as error:
         print(f"no curves.png: {error}", file=sys.stderr)
-    print(f"model {output / (BEST if history.best_step is not None else 'last')}")
 
 
 def _evaluate(options: Namespace) -> None:
@@ -133,8 +138,6 @@ def _env(options: Namespace) -> None:
 def summary(history: History, task: Task) -> str:
     """A row for each test set: its score at the step chosen on English dev, and at the last."""
     evaluations = history.evaluations()
-    if not evaluations or not evaluations[-1]["test"]:
-        return ""
     last = evaluations[-1]
     best = next((e for e in evaluations if e["step"] == history.best_step), last)
     metric = SCORE[task]

@@ -172,6 +172,8 @@ class Run:
     def _checkpoint(self) -> None:
         if self.output_dir is None:
             return
+        # Weights that are no longer numbers must not replace a checkpoint of weights that are.
+        self.meter.means()
         run = {
             "positions": self.draws.positions,
             "data": self.draws.fingerprint(),

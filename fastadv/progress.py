@@ -56,8 +56,8 @@ class LossMeter:
                 self._examples += batch.num_examples
                 self._tokens += batch.num_tokens
 
-    def take(self) -> dict[str, float]:
-        """Mean losses and rates since the last call.
+    def means(self) -> dict[str, float]:
+        """Mean losses since the last `take`.
 
         Raises:
             FloatingPointError: A loss is not finite, so the weights no longer mean anything.
@@ -70,6 +70,11 @@ class LossMeter:
                     f"{name} became {mean}, expected a finite number: "
                     "lower the learning rates or use precision fp32"
                 )
+        return means
+
+    def take(self) -> dict[str, float]:
+        """`means` and the rates since the last call; starts anew."""
+        means = self.means()
         seconds = max(self._seconds + time.perf_counter() - self._since, 1e-9)
         means["examples_per_second"] = self._examples / seconds
         means["tokens_per_second"] = self._tokens / seconds
