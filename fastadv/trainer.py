@@ -44,7 +44,10 @@ class Trainer:
     Args:
         model: θ and the two heads.
         config: Learning rates and the rest.
+
+    Attributes:
         step_count: Iterations done so far; with the seed it fixes every dropout mask.
+        optimizers: The three, by phase.
     """
 
     def __init__(self, model: AdversarialModel, config: ResolvedConfig) -> None:

@@ -159,6 +159,21 @@ def test_dropout_is_on_and_depends_on_the_step_alone(model: Path) -> None:
     assert drive(still, range(1)) != first[:1]
 
 
+def test_dropout_differs_by_seed_step_and_phase(model: Path) -> None:
+    drawn = []
+    for seed in (0, 1):
+        config = FinetuneConfig(max_length=32, seed=seed)
+        tuner = AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
+        for step in (0, 1, 2):
+            tuner.trainer.step_count = step
+            for phase in ("task", "discriminator", "generator"):
+                before = torch.get_rng_state()
+                with tuner.trainer._dropout_of(phase):
+                    drawn.append(tuple(torch.rand(4).tolist()))
+                assert torch.equal(torch.get_rng_state(), before)
+    assert len(set(drawn)) == len(drawn) == 18
+
+
 def test_another_setting_is_refused(model: Path, tmp_path: Path) -> None:
     tuner = hand_driven(model)
     tuner.save_checkpoint(tmp_path / "c.safetensors")
