@@ -9,15 +9,16 @@ export MAX_JOBS
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 NATIVE = setup.py CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
-PYTHONS = fastadv kernels benchmarks tests setup.py
+PYTHONS = fastadv kernels benchmarks tests docs setup.py
 
-.PHONY: help demo test check format bench gpu-check clean
+.PHONY: help demo test check format docs bench gpu-check clean
 
 help:
 	@echo "make demo       finetune on the sample corpus with and without the adversary"
 	@echo "make test       build everything and run the tests"
 	@echo "make check      ruff, clang-format, mypy"
 	@echo "make format     apply ruff and clang-format"
+	@echo "make docs       the API reference, into docs/api"
 	@echo "make bench      benchmarks of every operation, and of the whole step"
 	@echo "make gpu-check  tests and benchmarks on an NVIDIA machine with torch already there"
 	@echo "make clean      remove the virtual environment and everything built"
@@ -36,8 +37,8 @@ $(VENV)/native.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
 
 # The extras by themselves: installing the package again would compile it again.
 $(VENV)/develop.stamp: $(VENV)/native.stamp
-	$(RUN) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["triton"], *extras["lint"], sep="\n")' > $(VENV)/develop.txt
-	$(PIP) install -q -r $(VENV)/develop.txt
+	$(RUN) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(line for name in "test triton lint docs hub tensorboard wandb trackio".split() for line in extras[name]), sep="\n")' > $(VENV)/develop.txt
+	$(PIP) install -q --use-pep517 -r $(VENV)/develop.txt
 	@touch $@
 
 demo: $(VENV)/native.stamp
@@ -56,6 +57,9 @@ format: $(VENV)/develop.stamp
 	$(RUN) -m ruff check --fix $(PYTHONS)
 	$(RUN) -m ruff format $(PYTHONS)
 	$(VENV)/bin/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+docs: $(VENV)/develop.stamp
+	$(RUN) docs/api.py docs/api
 
 bench: $(VENV)/develop.stamp
 	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-group-by=group

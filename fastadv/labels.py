@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from fastadv.config import Task
-from fastadv.data import Data, as_documents, as_sentences
+from fastadv.data import Data, DataFile, as_documents, as_sentences
 
 
 def labels_of(data: Data, task: Task) -> tuple[str, ...]:
@@ -11,9 +13,24 @@ def labels_of(data: Data, task: Task) -> tuple[str, ...]:
 
     Both B- and I- are there for every type, seen or not: a small training set may lack a
     two-word entity that a test set has.
+
+    Raises:
+        ValueError: Malformed data, fewer than two classes, or no entity at all.
     """
     if task == "classification":
-        return tuple(sorted({d.label for d in as_documents(data) if d.label is not None}))
+        classes = sorted({d.label for d in as_documents(data) if d.label is not None})
+        if len(classes) < 2:
+            found = f"the one label {classes[0]!r}" if classes else "no label"
+            raise ValueError(f"{_name(data)}: found {found}, expected at least two different ones")
+        return tuple(classes)
     tags = {tag for sentence in as_sentences(data) for tag in sentence.tags or ()}
     types = sorted({tag[2:] for tag in tags if tag != "O"})
+    if not types:
+        raise ValueError(f"{_name(data)}: found no entity, expected tags such as B-PER beside O")
     return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
+
+
+def _name(data: Data) -> str:
+    if isinstance(data, DataFile):
+        return os.fspath(data.path)
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else "the labelled examples"

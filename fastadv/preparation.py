@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastadv.config import ResolvedConfig, Task
-from fastadv.data import Data, Document, Sentence, as_documents, as_sentences, as_texts
+from fastadv.data import Data, Document, Sentence, as_documents, as_sentences, as_texts, place
 from fastadv.draws import Draws
 from fastadv.evaluate import EvaluationSet
 from fastadv.tokenization import (
@@ -74,7 +74,9 @@ class Preparation:
         sentences = as_sentences(data)
         gold = [sentence.tags for sentence in sentences]
         if None in gold:
-            raise ValueError(f"example {gold.index(None)}: found no label, expected one")
+            number = gold.index(None)
+            where = place(sentences[number], number)
+            raise ValueError(f"{where}: found no tags, expected one a word")
         return EvaluationSet("ner", self.sentences(sentences), gold)
 
     def draws(self, labeled: Data, unlabeled: Mapping[str, Data]) -> Draws:

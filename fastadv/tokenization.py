@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastadv.data.records import Document, Sentence
+from fastadv.data.records import Document, Sentence, place
 from fastadv.tokenized import TokenizedDataset, TokenSequence, as_unlabeled
 from fastadv.windows import scoring_windows, window_borders
 
@@ -54,7 +54,7 @@ def tokenize_documents(
     _capacity(tokenizer, max_length)
     labels = None
     if label_ids is not None:
-        found = (_label_id(d.label, n, label_ids) for n, d in enumerate(documents))
+        found = (_label_id(d.label, place(d, n), label_ids) for n, d in enumerate(documents))
         labels = np.fromiter(found, np.int64, len(documents))
     ids: list[np.ndarray] = []
     with _state_restored(tokenizer):
@@ -173,11 +173,11 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray
     return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)
 
 
-def _label_id(label: str | None, number: int, label_ids: Mapping[str, int]) -> int:
+def _label_id(label: str | None, where: str, label_ids: Mapping[str, int]) -> int:
     if label is None or label not in label_ids:
         found = "no label" if label is None else f"the label {label!r}"
         known = ", ".join(label_ids)
-        raise ValueError(f"example {number}: found {found}, expected one of {known}")
+        raise ValueError(f"{where}: found {found}, expected one of {known}")
     return label_ids[label]
 
 
@@ -188,7 +188,8 @@ def _tag_ids(
     if label_ids is None:
         return None
     tags = sentence.tags if sentence.tags is not None else (None,) * len(sentence.words)
-    return np.array([_label_id(tag, number, label_ids) for tag in tags], np.int64)
+    where = place(sentence, number)
+    return np.array([_label_id(tag, where, label_ids) for tag in tags], np.int64)
 
 
 def _capacity(tokenizer: PreTrainedTokenizerFast, max_length: int) -> int:

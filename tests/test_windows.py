@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -11,6 +11,7 @@ from data_helpers import (
     pieces,
     sentences_of,
     shared_data,
+    unigram,
     wordpiece,
 )
 from transformers import PreTrainedTokenizerFast
@@ -119,6 +120,44 @@ def test_windows_of_random_sentences() -> None:
                 assert window.word_labels.tolist() == [TAGS[tag] for tag in tags]
         assert found.num_words is not None
         assert found.num_words.tolist() == [len(s.words) for s in sentences]
+
+
+@pytest.mark.parametrize("make", [wordpiece, unigram])
+@pytest.mark.parametrize("capacity", [1, 2, 3, 5, 8])
+def test_each_word_once_for_every_overlap(
+    make: Callable[[], PreTrainedTokenizerFast], capacity: int
+) -> None:
+    tokenizer = make()
+    rng = np.random.default_rng(capacity)
+    for overlap in range(capacity):
+        sentences = [Sentence(()), Sentence(tuple(NO_PIECE)), *sentences_of("the", "the cat")]
+        for lost in (0, 0.1, 0.5, 0.9):
+            for _ in range(4):
+                lengths = rng.integers(1, 7, int(rng.integers(1, 30)))
+                words = ["".join(rng.choice(list("atehcbsr"), n)) for n in lengths]
+                words = [str(rng.choice(NO_PIECE)) if rng.random() < lost else w for w in words]
+                sentences.append(Sentence(tuple(words)))
+        found = tokenize_sentences(tokenizer, sentences, None, capacity + 2, overlap)
+        for index, sentence in enumerate(sentences):
+            check_windows(tokenizer, sentence.words, found[index], capacity, overlap)
+
+
+def test_each_word_once_in_the_longest_sentence_of_the_corpora() -> None:
+    tokenizer = wordpiece()
+    rng = np.random.default_rng(2)
+    words = ["".join(rng.choice(list(LETTERS), n)) for n in rng.integers(1, 9, 1238)]
+    words[::97] = [NO_PIECE[0]] * len(words[::97])
+    tags = tuple(rng.choice(list(TAGS), len(words)).tolist())
+    found = tokenize_sentences(tokenizer, [Sentence(tuple(words), tags)], TAGS, 128, 32)
+    check_windows(tokenizer, words, found[0], 126, 32)
+    scored = [
+        (int(word), int(label))
+        for window in found[0]
+        if window.word_indices is not None and window.word_labels is not None
+        for word, label in zip(window.word_indices, window.word_labels, strict=True)
+    ]
+    expected = [(n, TAGS[tag]) for n, tag in enumerate(tags) if n % 97]
+    assert scored == expected
 
 
 def test_window_borders_at_the_edges() -> None:

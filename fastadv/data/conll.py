@@ -1,119 +1,80 @@
-"""Words with entity tags, one word a line: CoNLL 2002/2003 and Universal NER."""
+"""Words with entity tags, one word a line, by columns: CoNLL 2002 and 2003."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from fastadv.data import universal_ner
 from fastadv.data.records import Sentence, is_tag, to_iob2
-from fastadv.data.text import malformed, read_lines
+from fastadv.data.source import Lines, quoted
 
-_Lines = list[tuple[int, str]]
+MAX_WORDS = 100_000
+"""In a sentence: a file without blank lines is not one sentence."""
+
 # Not str.split(): a no-break space or an ideographic space belongs to the word.
-_SPACE = re.compile(r"[ \t]+")
-_UNSURE = frozenset({"B-O", "I-O", "B-OTH", "I-OTH"})
+_SPACES = re.compile(r" +")
+_DOCUMENT_START = "-DOCSTART-"
+_Rows = list[tuple[str, str]]
 
 
-def read_conll(path: str | os.PathLike[str]) -> list[Sentence]:
-    """Read sentences from a column file, a blank line between them, with tags in IOB2.
-
-    Two layouts are told apart by the first lines:
-
-    - CoNLL: columns divided by spaces or tabs, the word first and the tag last, in IOB1 or IOB2
-      (see `to_iob2`). Lines whose word is -DOCSTART- are skipped and end a sentence.
-    - Universal NER: columns divided by tabs, `index word tag`, and after them perhaps two more;
-      lines that begin with # are comments. Tags of its annotators' type "other" (B-O, B-OTH,
-      I-OTH) become O.
-
-    Raises:
-        ValueError: the file is missing, is not UTF-8, holds no sentence, or a line is not of the
-            layout; the message names file and line.
-    """
-    lines = list(read_lines(path))
-    parse = _read_indexed if _is_indexed(line for _, line in lines) else _read_columns
-    sentences = []
-    for rows in parse(path, lines):
-        words, tags = zip(*rows, strict=True)
-        sentences.append(Sentence(words, to_iob2(tags)))
-    if not sentences:
-        raise ValueError(
-            f"{os.fspath(path)}: found no sentence, expected a word and its tag a line"
-        )
-    return sentences
-
-
-def is_column_file(path: str | os.PathLike[str]) -> bool:
-    """Whether the first line with content looks like a word with its tag."""
-    for _, line in read_lines(path):
-        columns = _SPACE.split(line.strip(" \t"))
-        indexed = re.match(r"1\t[^\t]+\t", line) is not None
-        if indexed or columns[0] == "-DOCSTART-" or (len(columns) > 1 and is_tag(columns[-1])):
-            return True
-        if columns != [""] and not line.startswith("#"):
-            return False
-    return False
-
-
-def _is_indexed(lines: Iterable[str]) -> bool:
-    """Whether the first lines with content count 1, 2 before a tab, or 1 after a comment."""
-    count, commented = 0, False
-    for line in lines:
-        if line.startswith("# ") and not count:
-            commented = True
-        elif not line.strip():
-            # One word alone may be the word "1": the next sentence tells.
-            count = 0
-        elif line.partition("\t")[0] != str(count + 1):
-            return False
-        elif commented or count == 1:
-            return True
-        else:
-            count += 1
-    return False
-
-
-def _read_columns(path: str | os.PathLike[str], lines: _Lines) -> Iterator[list[tuple[str, str]]]:
-    rows: list[tuple[str, str]] = []
-    for number, line in lines:
-        columns = _SPACE.split(line.strip(" \t"))
-        if columns == [""] or columns[0] == "-DOCSTART-":
-            if rows:
-                yield rows
+def parse(lines: Lines) -> Iterator[Sentence]:
+    """Sentences with tags in IOB2, in either layout of columns."""
+    rows_of = universal_ner.rows if universal_ner.is_indexed(lines.ahead()) else _rows
+    empty, begin, rows = True, 1, _Rows()
+    for number, row in rows_of(lines):
+        if row is not None:
+            begin = begin if rows else number
+            rows.append(row)
+            if len(rows) > MAX_WORDS:
+                found = f"a sentence of more than {MAX_WORDS} words"
+                raise lines.malformed(begin, found, "a blank line between sentences")
+        elif rows:
+            empty = False
+            yield _sentence(lines, begin, rows)
             rows = []
+    if empty:
+        raise ValueError(f"{lines.name}: found no sentence, expected a word and its tag a line")
+
+
+def is_column_line(line: str) -> bool:
+    """Whether a line looks like a word with its tag, or a document's start."""
+    columns = _split(line)
+    if columns[0] == _DOCUMENT_START or universal_ner.is_first_row(line):
+        return True
+    return len(columns) > 1 and is_tag(columns[-1])
+
+
+def _sentence(lines: Lines, begin: int, rows: _Rows) -> Sentence:
+    words, tags = zip(*rows, strict=True)
+    return Sentence(words, to_iob2(tags), where=f"{lines.name}:{begin}")
+
+
+def _rows(lines: Lines) -> Iterator[tuple[int, tuple[str, str] | None]]:
+    """A word and its tag for each line that has one, None for each end of a sentence."""
+    width = 0
+    for number, line in lines:
+        columns = _split(line)
+        if columns == [""] or columns[0] == _DOCUMENT_START:
+            yield number, None
             continue
         if len(columns) < 2:
-            found = f"the one column {columns[0]!r}"
-            raise ValueError(malformed(path, number, found, "a word first and its tag last"))
-        rows.append((columns[0], _checked(path, number, columns[-1])))
-    if rows:
-        yield rows
+            found = f"the one column {quoted(columns[0])}"
+            raise lines.malformed(number, found, "a word first and its tag last")
+        width = width or len(columns)
+        if len(columns) != width:
+            found = f"{len(columns)} columns"
+            raise lines.malformed(number, found, f"{width} as in the lines before")
+        if not is_tag(columns[-1]):
+            found = f"the tag {quoted(columns[-1])}"
+            raise lines.malformed(number, found, "O, B-TYPE or I-TYPE")
+        yield number, (columns[0], columns[-1])
+    yield lines.number, None
 
 
-def _read_indexed(path: str | os.PathLike[str], lines: _Lines) -> Iterator[list[tuple[str, str]]]:
-    rows: list[tuple[str, str]] = []
-    for number, line in lines:
-        if line.startswith("#"):
-            continue
-        if not line.strip():
-            if rows:
-                yield rows
-            rows = []
-            continue
-        columns = line.split("\t")
-        if len(columns) not in (3, 5):
-            expected = "3 or 5: index, word, tag, -, annotator"
-            raise ValueError(malformed(path, number, f"{len(columns)} columns", expected))
-        if columns[0] != str(len(rows) + 1):
-            found, expected = f"the index {columns[0]!r}", f"{len(rows) + 1}"
-            raise ValueError(malformed(path, number, found, expected))
-        tag = _checked(path, number, columns[2])
-        rows.append((columns[1], "O" if tag in _UNSURE else tag))
-    if rows:
-        yield rows
-
-
-def _checked(path: str | os.PathLike[str], number: int, tag: str) -> str:
-    if not is_tag(tag):
-        raise ValueError(malformed(path, number, f"the tag {tag!r}", "O, B-TYPE or I-TYPE"))
-    return tag
+def _split(line: str) -> list[str]:
+    """Columns, divided by tabs if there is one; within columns spaces are the word's then."""
+    line = line.strip(" \t")
+    if "\t" in line:
+        return [column.strip(" ") for column in line.split("\t")]
+    return _SPACES.split(line)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
+from collections.abc import Iterator
 
 from fastadv.data.records import Document
-from fastadv.data.text import malformed, read_lines
+from fastadv.data.source import Lines, quoted
 
 _LINE = "LABEL<TAB>text"
-_BYTES_LITERAL = re.compile(r"""b(['"]).*\1\s*""", re.DOTALL)
+# What repr() writes for bytes, and nothing else.
+_BYTES_LITERAL = re.compile(
+    r"""b(?:'(?:[ -&(-\[\]-~]|\\[\\tnr']|\\x[0-9a-f]{2})*'"""
+    r"""|"(?:[ !#-\[\]-~]|\\[\\tnr]|\\x[0-9a-f]{2})*")\s*"""
+)
+_BEGUN_LITERAL = re.compile(r"""b['"].*\\x[0-9a-f]{2}""", re.DOTALL)
 
 
 def is_document_line(line: str) -> bool:
@@ -19,49 +24,47 @@ def is_document_line(line: str) -> bool:
     return bool(tab) and len(label.split()) == 1
 
 
-def read_documents(path: str | os.PathLike[str]) -> list[Document]:
-    r"""Read a file of LABEL<TAB>text lines; blank lines are skipped.
-
-    MLDoc's generator, run under Python 3, writes a text as a bytes literal (`b'M\xc3\xbcnchen'`);
-    such a text is decoded.
-
-    Raises:
-        ValueError: the file is missing, is not UTF-8, holds no document, or a line is not of that
-            form; the message names file and line.
-    """
-    documents = []
-    for number, line in read_lines(path):
+def parse(lines: Lines) -> Iterator[Document]:
+    """Documents with labels; blank lines are skipped."""
+    empty = True
+    for number, line in lines:
         if not line.strip():
             continue
-        if not is_document_line(line):
-            raise ValueError(malformed(path, number, repr(_short(line)), _LINE))
-        label, _, text = line.partition("\t")
-        try:
-            text = decode_bytes_literal(text)
-        except UnicodeDecodeError as error:
-            found = "a bytes literal that is not UTF-8"
-            raise ValueError(malformed(path, number, found, "UTF-8 text")) from error
-        documents.append(Document(text, label.strip()))
-    if not documents:
-        raise ValueError(f"{os.fspath(path)}: found no document, expected lines of {_LINE}")
-    return documents
+        empty = False
+        yield document_of_line(lines, number, line)
+    if empty:
+        raise ValueError(f"{lines.name}: found no document, expected lines of {_LINE}")
+
+
+def document_of_line(lines: Lines, number: int, line: str) -> Document:
+    """The document on one line that is not blank; `lines` and `number` are for messages.
+
+    Raises:
+        ValueError: the line is not LABEL<TAB>text, or the text a damaged bytes literal.
+    """
+    if not is_document_line(line):
+        expected = f'{_LINE} (plain text is read by format="lines")'
+        raise lines.malformed(number, quoted(line), expected)
+    label, _, text = line.partition("\t")
+    try:
+        text = decode_bytes_literal(text)
+    except ValueError as error:
+        raise lines.malformed(number, str(error), "UTF-8 text") from None
+    return Document(text, label.strip(), where=f"{lines.name}:{number}")
 
 
 def decode_bytes_literal(text: str) -> str:
-    """The text behind a Python bytes literal; any other text as it is.
+    """The text behind a bytes literal of Python; any other text as it is.
 
     Raises:
-        UnicodeDecodeError: it is a bytes literal, but its bytes are not UTF-8.
+        ValueError: it is a bytes literal, but its bytes are not UTF-8, or it does not end.
     """
     if not _BYTES_LITERAL.fullmatch(text):
+        # Prose may well begin with b', but holds no \xc3.
+        if _BEGUN_LITERAL.match(text):
+            raise ValueError("a bytes literal that is damaged")
         return text
     try:
-        raw = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        # Prose that begins with b' and ends with ' by chance.
-        return text
-    return raw.decode("utf-8") if isinstance(raw, bytes) else text
-
-
-def _short(line: str) -> str:
-    return line if len(line) <= 40 else line[:40] + "…"
+        return ast.literal_eval(text.strip()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("a bytes literal that is not UTF-8") from None

@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast, overload
 
-from fastadv.data.conll import is_column_file, read_conll
-from fastadv.data.documents import is_document_line, read_documents
+from fastadv.data import hub
+from fastadv.data.data_file import DataFile, as_data_file
+from fastadv.data.fields import column_of, document_of, listed, sentence_of, tagged, text_of
+from fastadv.data.files import (
+    dataset_examples,
+    labelled_examples,
+    unlabelled,
+    unlabelled_examples,
+)
 from fastadv.data.records import Document, Sentence, to_iob2
-from fastadv.data.text import read_lines, read_texts
 
-__all__ = ["Data", "Document", "Sentence", "as_documents", "as_sentences", "as_texts"]
+__all__ = ["Data", "Document", "Sentence", "as_documents", "as_sentences", "as_texts", "iter_texts"]
 
-Data = str | os.PathLike[str] | Iterable[Any]
-"""A path, or examples in any of the forms that `as_documents` and `as_sentences` list."""
+Data = str | os.PathLike[str] | DataFile | Iterable[Any]
+"""A file (a path, "-" for standard input, a `DataFile`), "hf:OWNER/NAME[/CONFIG][:SPLIT]", a
+`datasets.Dataset`, or examples in any of the forms that `as_documents` and `as_sentences` list."""
 
-_Record = TypeVar("_Record", Document, Sentence)
+_Record = TypeVar("_Record", bound=Document | Sentence)
+_EXPECTED = "a path or a sequence of examples"
 
 
 def as_documents(data: Data) -> list[Document]:
-    """Documents from a file of LABEL<TAB>text lines or from examples in memory.
+    """Labelled documents from a file, a data set of the hub, or examples in memory.
 
-    An example is a `Document`, a (text, label) pair, a mapping with "text" and perhaps "label",
-    or a string, which is an unlabelled text.
+    A file has `LABEL<TAB>text` lines, or is CSV or TSV with a header, or JSONL (see `DataFile`).
+    An example in memory is a `Document`, a (text, label) pair, a mapping with "text" and perhaps
+    "label", or a string, which is an unlabelled text.
 
     Raises:
         ValueError: the file is missing or malformed, or an example is none of these; the message
             names the line, or the example counted from 0.
     """
-    if isinstance(data, str | os.PathLike):
-        return read_documents(data)
-    return _convert(data, _document)
+    return cast(list[Document], list(_labelled(data, "classification", _document)))
 
 
 def as_sentences(data: Data) -> list[Sentence]:
-    """Sentences from a column file (see `read_conll`) or from examples in memory.
+    """Tagged sentences from a file, a data set of the hub, or examples in memory.
 
-    An example is a `Sentence`, a (words, tags) pair, a mapping with "tokens" or "words" and
-    perhaps "tags" or "ner_tags", a sequence of words, or a text (a string, a `Document`, or a
-    mapping with "text"), which is split at white space. Tags come back in IOB2.
+    A file is a column file (see `read_conll`) or JSONL with "tokens" and "tags". An example in
+    memory is a `Sentence`, a (words, tags) pair, a mapping with "tokens" or "words" and perhaps
+    "tags" or "ner_tags", a sequence of words, or a text (a string, a `Document`, or a mapping with
+    "text"), which is split at white space. Tags come back in IOB2.
 
     Raises:
         ValueError: the file is missing or malformed, or an example is none of these; the message
             names the line, or the example counted from 0.
     """
-    if isinstance(data, str | os.PathLike):
-        return read_conll(data)
-    return _convert(data, _sentence)
+    return cast(list[Sentence], list(_labelled(data, "ner", _sentence)))
 
 
 @overload
@@ -57,43 +63,84 @@ def as_texts(data: Data, task: Literal["ner"]) -> list[Sentence]: ...
 @overload
 def as_texts(data: Data, task: str) -> list[Document] | list[Sentence]: ...
 def as_texts(data: Data, task: str) -> list[Document] | list[Sentence]:
-    """Unlabelled examples: documents for the task "classification", sentences for "ner".
-
-    Takes what `as_documents` and `as_sentences` take, drops the labels, and reads a file of one
-    text a line as well. A file is taken as labelled if its first line with content is: what a
-    file of that form holds further on that is not of that form is refused, not taken as text.
+    """Unlabelled examples in a list: see `iter_texts`.
 
     Raises:
-        ValueError: as `as_documents` and `as_sentences`, or the task is neither of the two.
+        ValueError: as `iter_texts`.
     """
-    if task == "classification":
-        if isinstance(data, str | os.PathLike) and not _is_document_file(data):
-            return read_texts(data)
-        return [Document(document.text) for document in as_documents(data)]
-    if task == "ner":
-        if isinstance(data, str | os.PathLike) and not is_column_file(data):
-            return as_sentences(read_texts(data))
-        return [Sentence(sentence.words) for sentence in as_sentences(data)]
-    raise ValueError(f"found the task {task!r}, expected 'classification' or 'ner'")
+    return cast(list[Document] | list[Sentence], list(iter_texts(data, task)))
 
 
-def _is_document_file(path: str | os.PathLike[str]) -> bool:
-    first = next((line for _, line in read_lines(path) if line.strip()), "")
-    return is_document_line(first)
+@overload
+def iter_texts(data: Data, task: Literal["classification"]) -> Iterator[Document]: ...
+@overload
+def iter_texts(data: Data, task: Literal["ner"]) -> Iterator[Sentence]: ...
+@overload
+def iter_texts(data: Data, task: str) -> Iterator[Document] | Iterator[Sentence]: ...
+def iter_texts(data: Data, task: str) -> Iterator[Document] | Iterator[Sentence]:
+    """Unlabelled examples, one by one: documents for "classification", sentences for "ner".
+
+    Takes a file of any format (see `DataFile`), labelled or not, and all that `as_documents` and
+    `as_sentences` take; labels are dropped unseen. Words are joined by spaces where documents are
+    wanted, texts are split at white space where sentences are. A file is taken as labelled if its
+    first line with content is: what a file of that form holds further on that is not of that form
+    is refused, not taken as text. Files, pipes and standard input are read as examples are taken,
+    in bounded memory.
+
+    Raises:
+        ValueError: the task is neither of the two; or, while examples are taken, the file is
+            missing or malformed, or an example is of no known form; the message names the line,
+            or the example counted from 0.
+    """
+    if task not in ("classification", "ner"):
+        raise ValueError(f"found the task {task!r}, expected 'classification' or 'ner'")
+    return cast(Iterator[Document] | Iterator[Sentence], _texts(data, task))
 
 
-def _convert(data: Iterable[Any], convert: Callable[[Any], _Record]) -> list[_Record]:
-    if isinstance(data, bytes | Mapping) or not isinstance(data, Iterable):
+def _texts(data: Data, task: str) -> Iterator[Document | Sentence]:
+    if isinstance(data, str | os.PathLike | DataFile):
+        return unlabelled_examples(as_data_file(data), task)
+    convert = _sentence if task == "ner" else _document
+
+    def text(example: Any) -> Document | Sentence:
+        if isinstance(example, Mapping):
+            example = text_of(example, task, None)
+        if not isinstance(example, Document | Sentence):
+            example = convert(example)
+        return unlabelled(example, task)
+
+    if hub.is_dataset(data):
+        return dataset_examples(data, task, labelled=False)
+    return _converted(data, text)
+
+
+def _labelled(
+    data: Data, task: str, convert: Callable[[Any], Document | Sentence]
+) -> Iterator[Document | Sentence]:
+    if isinstance(data, str | os.PathLike | DataFile):
+        return labelled_examples(as_data_file(data), task)
+    if hub.is_dataset(data):
+        return dataset_examples(data, task)
+    return _converted(data, convert)
+
+
+def _converted(data: Iterable[Any], convert: Callable[[Any], _Record]) -> Iterator[_Record]:
+    splits = hub.splits_of(data)
+    if splits:
         raise ValueError(
-            f"found data of type {type(data).__name__}, expected a path or a sequence of examples"
+            f"found the splits {listed(splits)}, expected one of them, as data[{splits[0]!r}]"
         )
-    records = []
+    # Iterating over a table of pandas gives the names of its columns.
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):
+        raise ValueError(f"found a table, expected {_EXPECTED}, such as data.to_dict('records')")
+    if isinstance(data, bytes | Mapping) or not isinstance(data, Iterable):
+        raise ValueError(f"found data of type {type(data).__name__}, expected {_EXPECTED}")
     for number, example in enumerate(data):
         try:
-            records.append(convert(example))
+            record = convert(example)
         except ValueError as error:
             raise ValueError(f"example {number}: {error}") from error
-    return records
+        yield record
 
 
 def _document(example: Any) -> Document:
@@ -102,7 +149,7 @@ def _document(example: Any) -> Document:
     if isinstance(example, str):
         return Document(example)
     if isinstance(example, Mapping):
-        return Document(_field(example, "text"), example.get("label"))
+        return document_of(example, None)
     if isinstance(example, Sequence) and len(example) == 2:
         return Document(example[0], example[1])
     raise ValueError(
@@ -113,41 +160,24 @@ def _document(example: Any) -> Document:
 
 def _sentence(example: Any) -> Sentence:
     if isinstance(example, Sentence):
-        return Sentence(example.words, example.tags and to_iob2(example.tags))
+        return Sentence(example.words, example.tags and to_iob2(example.tags), where=example.where)
     if isinstance(example, Document):
         example = example.text
     if isinstance(example, Mapping):
-        if "text" in example and "tokens" not in example and "words" not in example:
-            example = _field(example, "text")
-        else:
-            tags = example.get("tags", example.get("ner_tags"))
-            return _tagged(_field(example, "tokens", "words"), tags)
+        if column_of("tokens", example) is not None or column_of("text", example) is None:
+            return sentence_of(example, None)
+        example = text_of(example, "ner", None)
+        return Sentence(example.text.split())
     if isinstance(example, str):
         return Sentence(tuple(example.split()))
     if isinstance(example, Sequence):
         if len(example) == 2 and not isinstance(example[0], str):
-            return _tagged(example[0], example[1])
+            return tagged(example[0], example[1])
         return Sentence(tuple(example))
     raise ValueError(
         f"found {_described(example)}, expected words, a (words, tags) pair, a mapping with "
         "'tokens', a text, or a Sentence"
     )
-
-
-def _tagged(words: Any, tags: Any) -> Sentence:
-    # Data sets on the hub hold tags as numbers; only the data set itself knows their names.
-    if isinstance(tags, Sequence) and any(isinstance(tag, int) for tag in tags):
-        raise ValueError(f"found the tags {tags!r}, expected their names, such as 'B-PER'")
-    sentence = Sentence(words, tags)
-    return Sentence(sentence.words, sentence.tags and to_iob2(sentence.tags))
-
-
-def _field(example: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if name in example:
-            return example[name]
-    keys = ", ".join(map(repr, example)) or "none"
-    raise ValueError(f"found the keys {keys}, expected {' or '.join(map(repr, names))}")
 
 
 def _described(example: object) -> str:

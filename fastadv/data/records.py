@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-_TAG = re.compile(r"O|[BI]-.+")
+_TAG = re.compile(r"O|[BI]-\S+")
 
 
 @dataclass(frozen=True)
 class Document:
     """A text and, where it is known, its class.
 
+    `where` is the file and line it was read from ("FILE:LINE"), for messages; not compared.
+
     Raises:
-        ValueError: the text or the label is not a string.
+        ValueError: the text or the label is not a string, or holds half a surrogate pair.
     """
 
     text: str
     label: str | None = None
+    where: str | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ValueError(f"found a text of type {_kind(self.text)}, expected a string")
         if self.label is not None and not isinstance(self.label, str):
             raise ValueError(
-                f"found the label {self.label!r} of type {_kind(self.label)}, "
+                f"found the label {shown(self.label)} of type {_kind(self.label)}, "
                 "expected the name of a class"
             )
+        for text, what in ((self.text, "text"), (self.label or "", "label")):
+            if not text.isascii():
+                _check_unicode(text, what)
 
 
 @dataclass(frozen=True)
 class Sentence:
     """The words of a sentence and, where they are known, a tag for each: O, B-TYPE or I-TYPE.
+
+    `where` is the file and first line it was read from ("FILE:LINE"), for messages; not compared.
 
     Raises:
         ValueError: a word or a tag is not a string, a tag is not of that form, or there are not
@@ -41,6 +49,7 @@ class Sentence:
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None = None
+    where: str | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", _strings(self.words, "word"))
@@ -49,11 +58,16 @@ class Sentence:
         object.__setattr__(self, "tags", _strings(self.tags, "tag"))
         for tag in self.tags:
             if not is_tag(tag):
-                raise ValueError(f"found the tag {tag!r}, expected O, B-TYPE or I-TYPE")
+                raise ValueError(f"found the tag {shown(tag)}, expected O, B-TYPE or I-TYPE")
         if len(self.tags) != len(self.words):
             raise ValueError(
                 f"found {len(self.tags)} tags for {len(self.words)} words, expected one a word"
             )
+
+
+def place(record: Document | Sentence, number: int) -> str:
+    """Where an example came from, in words: its file and line, else its number from 0."""
+    return record.where or f"example {number}"
 
 
 def is_tag(tag: str) -> bool:
@@ -78,6 +92,21 @@ def to_iob2(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(fixed)
 
 
+def shown(value: object) -> str:
+    """A value for a message: on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """Refuse half a surrogate pair (JSON can escape one), of which no tokenizer makes anything."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"a {what} with half a surrogate pair at place {error.start + 1}"
+        raise ValueError(f"found {found}, expected Unicode text") from None
+
+
 def _kind(value: object) -> str:
     return type(value).__name__
 
@@ -89,6 +118,8 @@ def _strings(values: object, what: str) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str):
             raise ValueError(
-                f"found the {what} {value!r} of type {_kind(value)}, expected a string"
+                f"found the {what} {shown(value)} of type {_kind(value)}, expected a string"
             )
+        if not value.isascii():
+            _check_unicode(value, what)
     return tuple(values)

@@ -4,7 +4,8 @@ import pytest
 from data_helpers import shared_data
 
 from fastadv.data import Sentence, read_conll, to_iob2
-from fastadv.data.conll import is_column_file
+from fastadv.data.formats import recognise
+from fastadv.data.source import open_lines
 
 
 def write(folder: Path, content: str | bytes) -> Path:
@@ -97,6 +98,21 @@ UNIVERSAL = """# newdoc id = 1
 """
 
 
+def test_where_a_sentence_begins(tmp_path: Path) -> None:
+    for content in (
+        "\n-DOCSTART- O\na O\nb O\n\n\nc O",
+        "# x\n\n1\ta\tO\n2\tb\tO\n\n# y\n1\tc\tO\n",
+    ):
+        path = write(tmp_path, content)
+        assert [s.where for s in read_conll(path)] == [f"{path}:3", f"{path}:7"]
+
+
+def test_spaces_between_tabs_belong_to_the_word(tmp_path: Path) -> None:
+    assert read_conll(write(tmp_path, "1 000 \t O\nNew York\tB-LOC\n")) == [
+        Sentence(("1 000", "New York"), ("O", "B-LOC"))
+    ]
+
+
 def test_universal_ner(tmp_path: Path) -> None:
     assert read_conll(write(tmp_path, UNIVERSAL)) == [
         Sentence(("Al", "in", "Rome"), ("O", "O", "B-LOC")),
@@ -128,6 +144,9 @@ def test_numbers_are_words_or_indices(
     ("content", "message"),
     [
         ("a O\nb\n", "testa:2: found the one column 'b', expected a word first and its tag last"),
+        ("a X B-X O\n\nb X I-X\n", "testa:3: found 3 columns, expected 4 as in the lines before"),
+        ("a O\nb X O\n", "testa:2: found 3 columns, expected 2 as in the lines before"),
+        ("1\ta\tO\n2\t \tO\n", "testa:2: found an empty word, expected a word in the second"),
         ("a X O\nb X S-PER\n", "testa:2: found the tag 'S-PER', expected O, B-TYPE or I-TYPE"),
         ("a B-\n", "testa:1: found the tag 'B-'"),
         ("\n-DOCSTART- O\n", "testa: found no sentence, expected a word and its tag a line"),
@@ -140,6 +159,14 @@ def test_numbers_are_words_or_indices(
 def test_refuses(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_conll(write(tmp_path, content))
+
+
+def test_a_file_without_blank_lines_is_not_one_sentence(tmp_path: Path) -> None:
+    message = "testa:1: found a sentence of more than 100000 words, expected a blank line between"
+    with pytest.raises(ValueError, match=message):
+        read_conll(write(tmp_path, "a O\n" * 100_001))
+    (sentence,) = read_conll(write(tmp_path, "a O\n" * 100_000))
+    assert len(sentence.words) == 100_000
 
 
 def test_latin_1_is_refused_by_line(tmp_path: Path) -> None:
@@ -161,7 +188,8 @@ def test_latin_1_is_refused_by_line(tmp_path: Path) -> None:
     ],
 )
 def test_column_files_are_told_from_text(tmp_path: Path, content: str, expected: bool) -> None:
-    assert is_column_file(write(tmp_path, content)) is expected
+    path = write(tmp_path, content)
+    assert (recognise(open_lines(path), path) == "columns") is expected
 
 
 @pytest.mark.parametrize(

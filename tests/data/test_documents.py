@@ -65,6 +65,8 @@ def test_prose_is_not_a_bytes_literal(text: str) -> None:
         (b"two words\tx\n", "1000:1: .*expected LABEL<TAB>text"),
         (b"A\tx\n\nB\tM\xfcnchen\n", "1000:3: found byte 0xfc at place 4, expected UTF-8 text"),
         (b"A\tx\nB\tb'M\\xfcnchen'\n", "1000:2: found a bytes literal that is not UTF-8"),
+        (b"A\tx\nB\tb'M\\xc3\\xbcnch\n", "1000:2: found a bytes literal that is damaged"),
+        (b"A\tb'M\\xc3\\xb nchen'\n", "1000:1: found a bytes literal that is damaged"),
         (b"\n", "1000: found no document, expected lines of LABEL<TAB>text"),
         (b"", "1000: found no document"),
     ],
@@ -77,7 +79,7 @@ def test_refuses(tmp_path: Path, content: bytes, message: str) -> None:
 def test_long_lines_are_cut_in_the_message(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as raised:
         read_documents(write(tmp_path, "word " * 1000))
-    assert len(str(raised.value).removeprefix(str(tmp_path))) < 120
+    assert len(str(raised.value).removeprefix(str(tmp_path))) < 150
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def test_sentences_in_memory(example: Any, expected: Sentence) -> None:
     assert as_texts([example], "ner") == [Sentence(expected.words)]
 
 
+def test_where_an_example_was_read_stays() -> None:
+    document, sentence = Document("a", where="x:1"), Sentence(("a",), ("I-X",), where="x:2")
+    assert as_documents([document])[0].where == "x:1"
+    assert as_sentences([sentence])[0].where == "x:2"
+
+
 def test_records_check_themselves() -> None:
     assert Sentence(["a"], ["O"]) == Sentence(("a",), ("O",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="found 1 tags for 2 words, expected one a word"):
@@ -71,7 +77,7 @@ def test_records_check_themselves() -> None:
     [
         (["x", 3], "example 1: found an example of type int, expected a text"),
         ([("x", "A", "B")], "example 0: found an example of type tuple and length 3"),
-        ([{"label": "A"}], "example 0: found the keys 'label', expected 'text'"),
+        ([{"label": "A"}], "example 0: found the columns 'label', expected 'text'"),
         ([("x", 2)], "example 0: found the label 2 of type int"),
         ([TAGGED], "example 0: found an example of type Sentence"),
         ({"de": ["x"]}, "found data of type dict, expected a path or a sequence"),
@@ -88,8 +94,8 @@ def test_refuses_as_documents(data: Any, message: str) -> None:
     ("data", "message"),
     [
         ([{"tokens": ["a"], "ner_tags": [3]}], r"example 0: found the tags \[3\], expected their"),
-        ([{"id": 1}], "example 0: found the keys 'id', expected 'tokens' or 'words'"),
-        ([{}], "found the keys none"),
+        ([{"id": 1}], "example 0: found the columns 'id', expected 'tokens' or 'words'"),
+        ([{}], "found the columns none"),
         ([(["a"], ["O", "O"])], "example 0: found 2 tags for 1 words"),
         ([3], "example 0: found an example of type int, expected words"),
     ],

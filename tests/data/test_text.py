@@ -32,5 +32,5 @@ def test_refuses(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="found no file of that name"):
+    with pytest.raises(ValueError, match="found a folder, expected a data file"):
         read_texts(tmp_path)
