@@ -4,24 +4,65 @@ Keung, Lu and Bhardwaj, "Adversarial Learning with Contextual Embeddings for Zer
 Cross-lingual Classification and NER", EMNLP 2019.
 """
 
-from fastadv.config import FinetuneConfig
-from fastadv.data import Document, Sentence
-from fastadv.finetuner import AdversarialFinetuner, Losses
-from fastadv.fit import History
-from fastadv.packing import PackedBatch
-from fastadv.predictions import DocumentPrediction, SentencePrediction
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastadv.config import FinetuneConfig
+    from fastadv.data import DataFile, Document, Sentence
+    from fastadv.embedder import Embedder
+    from fastadv.finetuner import AdversarialFinetuner, Losses
+    from fastadv.fit import History
+    from fastadv.packing import PackedBatch
+    from fastadv.predictions import DocumentPrediction, Entity, SentencePrediction
+    from fastadv.stopping import Stopped
 
 __version__ = "0.1.0"
 
+# Imported on first use: `fastadv --help` needs neither torch nor transformers.
+_HOMES = {
+    "AdversarialFinetuner": "finetuner",
+    "DataFile": "data",
+    "Document": "data",
+    "DocumentPrediction": "predictions",
+    "Embedder": "embedder",
+    "Entity": "predictions",
+    "FinetuneConfig": "config",
+    "History": "fit",
+    "Losses": "finetuner",
+    "PackedBatch": "packing",
+    "Sentence": "data",
+    "SentencePrediction": "predictions",
+    "Stopped": "stopping",
+}
+
 __all__ = [
     "AdversarialFinetuner",
+    "DataFile",
     "Document",
     "DocumentPrediction",
+    "Embedder",
+    "Entity",
     "FinetuneConfig",
     "History",
     "Losses",
     "PackedBatch",
     "Sentence",
     "SentencePrediction",
+    "Stopped",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file a run, replaced atomically, nothing pickled."""
+"""Checkpoints: one safetensors file a run and the one before it, nothing pickled."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,45 @@ from torch import Tensor
 
 FORMAT = "fastadv-checkpoint-1"
 
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the newest one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Writes tensors and a JSON-serialisable state; a stop at any point leaves the old or the new.
+
+    What was at `path` moves to `previous_of(path)`, in case this file is damaged later.
 
     Args:
         path: The file; its folder is made if need be.
         tensors: Any dtype and device.
         state: What is not a tensor.
+
+    Raises:
+        OSError: The file cannot be written, for instance because the disk is full; the
+            checkpoints that were there are untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata={"format": FORMAT, "state": json.dumps(state)})
-    _flush(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(plain, temporary, metadata={"format": FORMAT, "state": json.dumps(state)})
+        _flush(temporary)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(f"{path}: cannot write the checkpoint: {error}") from error
+    if path.exists():
+        _keep(path, previous_of(path))
     temporary.replace(path)
     _flush(path.parent)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> Checkpoint:
     """What `save_checkpoint` wrote, on the CPU.
 
     Raises:
@@ -53,16 +74,63 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(metadata["state"])
 
 
+def find_checkpoint(path: Path) -> tuple[Path, str | None] | None:
+    """The newest intact checkpoint at `path` or beside it.
+
+    Returns:
+        The file, and a sentence about why it is not the newest one, or None where it is; None if
+        there never was a checkpoint.
+
+    Raises:
+        ValueError: There are checkpoints, and none is intact.
+    """
+    previous = previous_of(path)
+    if not path.exists() and not previous.exists():
+        return None
+    try:
+        _check(path)
+    except ValueError as error:
+        if not previous.exists():
+            raise
+        _check(previous)
+        return previous, f"{error}; going on from the one before it, {previous.name}"
+    return path, None
+
+
+def _keep(path: Path, previous: Path) -> None:
+    try:
+        # A second name for the same file: at no moment is there no newest checkpoint.
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    except OSError:
+        # Not every file system has hard links.
+        path.replace(previous)
+
+
+def _check(path: Path) -> None:
+    """Opens a checkpoint; safetensors compares the file's length with what its header says."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected a checkpoint file: {error}") from error
+
+
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a new folder, then puts it where `path` is; the old one goes last.
 
     Args:
         path: The folder to make or to replace.
         write: Called with an empty folder beside `path`.
+
+    Raises:
+        OSError: The folder cannot be written, for instance because the disk is full; the old one
+            is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    fresh = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         write(fresh)
         fresh.chmod(0o755)
         if path.exists():
@@ -73,8 +141,10 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(old)
         else:
             fresh.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot write the model: {error}") from error
     finally:
-        if fresh.exists():
+        if fresh is not None and fresh.exists():
             shutil.rmtree(fresh)
 
 

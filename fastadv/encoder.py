@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fastadv.packing import PackedBatch
 
@@ -91,39 +88,3 @@ def set_dropout(model: nn.Module, config: object, probability: float) -> None:
     ):
         if isinstance(getattr(config, name, None), (int, float)):
             setattr(config, name, probability)
-
-
-def max_positions(config: Any) -> int | None:
-    """The longest sequence that an encoder has positions for, in tokens; None if it has no limit.
-
-    The RoBERTa family numbers positions from the padding id on, and loses as many.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and "roberta" in config.model_type:
-        return int(positions) - int(config.pad_token_id) - 1
-    return positions
-
-
-def load_encoder(name_or_path: str | os.PathLike[str]) -> PreTrainedModel:
-    """A pretrained encoder in float32, from a hub id or a folder.
-
-    Raises:
-        ValueError: The folder or hub model holds no safetensors weights (pickled weights are not
-            read), or is not a model that transformers knows.
-    """
-    if isinstance(name_or_path, os.PathLike) or str(name_or_path).startswith((".", "/", "~")):
-        folder = Path(name_or_path).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder}: found no config.json, expected a folder written by save_pretrained"
-            )
-        name_or_path = str(folder)
-    try:
-        return AutoModel.from_pretrained(
-            str(name_or_path), dtype=torch.float32, use_safetensors=True
-        )
-    except OSError as error:
-        raise ValueError(
-            f"cannot load an encoder from {name_or_path!s}, expected a Hugging Face model with "
-            f"safetensors weights: {error}"
-        ) from error

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fastadv.config import Task
+from fastadv.encoder import PaddedEncoder
 from fastadv.heads import AdversarialModel
-from fastadv.metrics import accuracy, entity_scores
+from fastadv.metrics import DocumentReport, EntityScores, document_report, entity_scores
+from fastadv.ops.masked_mean_pool import masked_mean_pool
 from fastadv.packing import PackedBatch, pack
 from fastadv.tokenization import TokenizedDataset, TokenSequence
 
@@ -21,6 +24,7 @@ Floats = NDArray[np.float32]
 OUTSIDE = "O"
 SCORE: dict[Task, str] = {"classification": "accuracy", "ner": "f1"}
 """The one number by which a task's runs are compared and selected."""
+EntityReport = EntityScores
 
 
 def document_probabilities(
@@ -61,11 +65,17 @@ def word_probabilities(
     return result
 
 
-def embeddings(model: AdversarialModel, dataset: TokenizedDataset, batch_size: int) -> Floats:
+def embeddings(
+    encoder: PaddedEncoder,
+    dataset: TokenizedDataset,
+    batch_size: int,
+    backend: str | None = None,
+) -> Floats:
     """h̄_θ(x) of every text, (N, H) float32: the mean over its word pieces, specials included."""
-    result = np.empty((len(dataset), model.encoder.hidden_size), np.float32)
-    for indices, batch in _batches(model, dataset, batch_size):
-        result[indices] = model.pooled(batch).float().cpu().numpy()
+    result = np.empty((len(dataset), encoder.hidden_size), np.float32)
+    for indices, batch in _batches(encoder, dataset, batch_size):
+        pooled = masked_mean_pool(encoder(batch), batch.cu_seqlens, backend=backend)
+        result[indices] = pooled.float().cpu().numpy()
     return result
 
 
@@ -93,17 +103,28 @@ class EvaluationSet:
     def score(
         self, model: AdversarialModel, labels: Sequence[str], batch_size: int
     ) -> dict[str, float]:
-        """{"accuracy"} of documents; {"precision", "recall", "f1"} of entities, micro-averaged."""
+        """{"accuracy", "macro_f1"}; for entities {"precision", "recall", "f1"}, micro-averaged."""
+        report = self.report(model, labels, batch_size)
+        if isinstance(report, DocumentReport):
+            return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
+        return {"precision": report.precision, "recall": report.recall, "f1": report.f1}
+
+    def report(
+        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
+    ) -> DocumentReport | EntityReport:
+        """What `score` sums up: the confusion matrix and each class, or each type of entity.
+
+        Macro-F1 is over the labels of the model, whether a data set holds them all or not.
+        """
         if self.task == "classification":
             best = document_probabilities(model, self.dataset, batch_size).argmax(axis=1)
-            return {"accuracy": accuracy(self.gold, [labels[k] for k in best])}
+            return document_report(self.gold, [labels[k] for k in best], labels)
         rows = word_probabilities(model, self.dataset, batch_size)
-        scores = entity_scores(self.gold, [tags_of(row, labels) for row in rows])
-        return {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+        return entity_scores(self.gold, [tags_of(row, labels) for row in rows])
 
 
 def _batches(
-    model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+    model: nn.Module, dataset: TokenizedDataset, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
     """Batches of similar length, longest first, with the places of their examples."""
     order = np.argsort(-dataset.lengths, kind="stable")
@@ -114,7 +135,7 @@ def _batches(
 
 
 @contextmanager
-def evaluating(model: AdversarialModel) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off and no gradients inside; the model's mode as it was afterwards."""
     training = model.training
     model.eval()
@@ -125,5 +146,5 @@ def evaluating(model: AdversarialModel) -> Iterator[None]:
         model.train(training)
 
 
-def _device(model: AdversarialModel) -> torch.device:
-    return model.task_head.weight.device
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
-from fastadv.config import FinetuneConfig, Task
-from fastadv.encoder import load_encoder
+from fastadv.config import TASKS, FinetuneConfig, Task
 from fastadv.heads import AdversarialModel
+from fastadv.loading import load_encoder, load_tokenizer, one_line, quiet_transformers
 
 FORMAT = "fastadv-model-1"
 CARD = "fastadv.json"
@@ -33,6 +34,7 @@ class SavedModel:
     labels: tuple[str, ...]
     config: FinetuneConfig
     heads: dict[str, torch.Tensor]
+    tokenizer: Any
 
 
 def save_model(
@@ -50,12 +52,13 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     heads = {f"discriminator.{n}": t for n, t in model.discriminator.state_dict().items()}
-    if model.task == "ner":
-        _token_classifier(model, labels).save_pretrained(folder)
-    else:
-        heads |= {f"task_head.{n}": t for n, t in model.task_head.state_dict().items()}
-        with model.encoder.complete() as encoder:
-            encoder.save_pretrained(folder)
+    with quiet_transformers():
+        if model.task == "ner":
+            _token_classifier(model, labels).save_pretrained(folder)
+        else:
+            heads |= {f"task_head.{n}": t for n, t in model.task_head.state_dict().items()}
+            with model.encoder.complete() as encoder:
+                encoder.save_pretrained(folder)
     save_file({n: t.detach().cpu().contiguous() for n, t in heads.items()}, folder / HEADS)
     tokenizer.save_pretrained(folder)
     fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
@@ -72,25 +75,61 @@ def load_model(folder: Path) -> SavedModel:
     """Reads what `save_model` wrote.
 
     Raises:
-        ValueError: The folder is not one of ours, or of another format version.
+        ValueError: The folder is not one of ours, of another format version, or damaged.
     """
-    card_file = folder / CARD
-    if not card_file.is_file():
+    if not (folder / CARD).is_file():
         raise ValueError(f"{folder}: found no {CARD}, expected a model that fastadv saved")
-    card = json.loads(card_file.read_text("utf-8"))
-    if card.get("format") != FORMAT:
-        raise ValueError(f"{card_file}: found format {card.get('format')!r}, expected {FORMAT!r}")
-    heads = load_file(folder / HEADS)
+    card = _read_card(folder)
+    try:
+        heads = load_file(folder / HEADS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder / HEADS}: expected the heads of the model: {one_line(error)}"
+        ) from error
+    encoder = load_encoder(folder)
     if card["task"] == "ner":
+        heads |= {f"task_head.{n}": t for n, t in _saved_classifier(folder).items()}
+    return SavedModel(
+        encoder,
+        card["task"],
+        tuple(card["labels"]),
+        FinetuneConfig(**card["config"]),
+        heads,
+        load_tokenizer(folder),
+    )
+
+
+def saved_max_length(folder: Path) -> int | None:
+    """The longest input, in word pieces, of the run that saved a model; None if none of ours is."""
+    if not (folder / CARD).is_file():
+        return None
+    length = _read_card(folder)["config"].get("max_length")
+    return None if length is None else int(length)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        if card["format"] != FORMAT:
+            raise ValueError(f"found format {card['format']!r}, expected {FORMAT!r}")
+        FinetuneConfig(**card["config"])
+        if card["task"] not in TASKS or not all(isinstance(n, str) for n in card["labels"]):
+            raise ValueError("found an unknown task or labels that are not names")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected what fastadv saves beside a model: {one_line(error)}"
+        ) from error
+    return dict(card)
+
+
+def _saved_classifier(folder: Path) -> dict[str, torch.Tensor]:
+    """Weight and bias of a saved NER model's last layer."""
+    with quiet_transformers():
         full = AutoModelForTokenClassification.from_pretrained(
             str(folder), dtype=torch.float32, use_safetensors=True
         )
-        encoder = full.base_model
-        heads |= {f"task_head.{n}": t for n, t in _classifier(full).state_dict().items()}
-    else:
-        encoder = load_encoder(folder)
-    config = FinetuneConfig(**card["config"])
-    return SavedModel(encoder, card["task"], tuple(card["labels"]), config, heads)
+    return dict(_classifier(full).state_dict())
 
 
 def _token_classifier(model: AdversarialModel, labels: Sequence[str]) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fastadv import backends
 from fastadv import checkpoint as checkpoints
+from fastadv.arguments import checked_labels, checked_length, checked_tokenizer
 from fastadv.config import FinetuneConfig, ResolvedConfig, Task
-from fastadv.data import Data, as_texts
-from fastadv.encoder import PaddedEncoder, load_encoder, max_positions, set_dropout
-from fastadv.evaluate import EvaluationSet, embeddings
+from fastadv.data import Data, as_texts, iter_texts
+from fastadv.embedder import Embedder
+from fastadv.encoder import PaddedEncoder, set_dropout
+from fastadv.evaluate import EvaluationSet
 from fastadv.export import load_model, save_model
 from fastadv.fit import History, Run
 from fastadv.heads import AdversarialModel
+from fastadv.loading import load_encoder, load_tokenizer
 from fastadv.packing import PackedBatch, pack
 from fastadv.precision import autocast_dtype, resolve_precision
 from fastadv.predictions import (
@@ -34,17 +37,9 @@ from fastadv.predictions import (
 )
 from fastadv.preparation import Preparation
 from fastadv.pretrained import resolve_model
+from fastadv.run_state import restore, state_of
+from fastadv.streaming import chunks
 from fastadv.trainer import Trainer
-
-# What a resumed run may change: none of these alters what a step computes.
-_FREE_ON_RESUME = {
-    "steps",
-    "eval_every",
-    "eval_at_start",
-    "eval_batch_size",
-    "checkpoint_every",
-    "log_every",
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class AdversarialFinetuner:
         config = config or FinetuneConfig()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.task: Task = task
-        self.labels = _checked_labels(labels, task)
+        self.labels = checked_labels(labels, task)
         resolved = resolve_precision(config.resolved(task), self.device)
         for operation in backends.OPERATIONS:
             # A backend that cannot run is refused now, not after the data was read.
@@ -103,9 +98,9 @@ class AdversarialFinetuner:
         else:
             path = resolve_model(model)
             encoder = load_encoder(path)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
-        self.tokenizer = _checked_tokenizer(tokenizer)
-        self.config: ResolvedConfig = _fit_length(resolved, encoder)
+            tokenizer = tokenizer or load_tokenizer(path)
+        self.tokenizer = checked_tokenizer(tokenizer, encoder)
+        self.config: ResolvedConfig = checked_length(resolved, encoder)
         self.preparation = Preparation(task, self.labels, tokenizer, self.config)
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
@@ -139,7 +134,7 @@ class AdversarialFinetuner:
             saved.task,
             saved.labels,
             config or saved.config,
-            tokenizer=AutoTokenizer.from_pretrained(str(folder)),
+            tokenizer=saved.tokenizer,
             device=device,
         )
         # The encoder's part is in place already.
@@ -211,6 +206,7 @@ class AdversarialFinetuner:
         output_dir: str | os.PathLike[str] | None = None,
         resume: bool = False,
         quiet: bool = False,
+        trackers: Sequence[str] = (),
     ) -> History:
         """Runs Algorithm 1 for `config.steps` iterations.
 
@@ -223,7 +219,9 @@ class AdversarialFinetuner:
             test: Labelled examples by name, scored at every evaluation and used for nothing.
             output_dir: Gets metrics.jsonl, checkpoint.safetensors, best/ and last/.
             resume: Go on from the checkpoint in `output_dir`, if there is one.
-            quiet: No progress bar.
+            quiet: No progress; warnings are still shown.
+            trackers: Where else to send what goes to metrics.jsonl: "tensorboard", "wandb",
+                "trackio".
 
         Returns:
             The history; the finetuner itself holds the last step's weights.
@@ -231,15 +229,18 @@ class AdversarialFinetuner:
         Raises:
             ValueError: Malformed data, no other language with the adversary on, or a run in
                 `output_dir` that cannot be resumed.
+            FloatingPointError: A loss is no longer finite; the last good checkpoint is kept.
+            OSError: The disk is full; likewise.
+            Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
         draws = self.preparation.draws(labeled, unlabeled or {})
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
-        return Run(self, draws, dev_set, tests, folder, quiet).go(resume)
+        return Run(self, draws, dev_set, tests, folder, quiet, trackers).go(resume)
 
     def evaluate(self, data: Mapping[str, Data]) -> dict[str, dict[str, float]]:
-        """Scores by name: {"accuracy"}, or for NER {"precision", "recall", "f1"}."""
+        """Scores by name: {"accuracy", "macro_f1"}, or for NER {"precision", "recall", "f1"}."""
         return {name: self.score(self.evaluation_set(d)) for name, d in data.items()}
 
     def evaluation_set(self, data: Data) -> EvaluationSet:
@@ -252,18 +253,43 @@ class AdversarialFinetuner:
 
     def predict(self, data: Data) -> list[DocumentPrediction] | list[SentencePrediction]:
         """Labels of documents, or tags of sentences (strings are split at white space)."""
+        return self._predict(as_texts(data, self.task))
+
+    def iter_predict(
+        self, data: Data, chunk_size: int = 1024
+    ) -> Iterator[DocumentPrediction] | Iterator[SentencePrediction]:
+        """`predict` for inputs of any length: memory holds `chunk_size` examples at a time.
+
+        Args:
+            data: Anything that `predict` takes; files and iterators are read as they are needed.
+            chunk_size: Examples tokenised and sorted by length together.
+        """
+        for chunk in chunks(iter_texts(data, self.task), chunk_size):
+            yield from self._predict(chunk)
+
+    def _predict(self, examples: Any) -> Any:
         size = self.config.eval_batch_size
         if self.task == "classification":
-            dataset = self.preparation.documents(as_texts(data, "classification"))
-            return predict_documents(self.model, dataset, self.labels, size)
-        sentences = as_texts(data, "ner")
-        dataset = self.preparation.sentences(sentences)
-        return predict_sentences(self.model, dataset, sentences, self.labels, size)
+            dataset = self.preparation.documents(examples)
+            return predict_documents(self.model, dataset, examples, self.labels, size)
+        dataset = self.preparation.sentences(examples)
+        return predict_sentences(self.model, dataset, examples, self.labels, size)
 
     def embed(self, texts: Data) -> NDArray[np.float32]:
         """(N, H) float32: the mean-pooled embedding h̄_θ(x) of each text (paper, section 3.4)."""
-        dataset = self.preparation.documents(as_texts(texts, "classification"))
-        return embeddings(self.model, dataset, self.config.eval_batch_size)
+        return self.embedder.embed(texts)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The encoder, as it is now, behind `Embedder`'s interface."""
+        config = self.config
+        return Embedder(
+            self.model.encoder,
+            self.tokenizer,
+            config.max_length,
+            config.eval_batch_size,
+            config.backend,
+        )
 
     def save_checkpoint(
         self,
@@ -277,20 +303,12 @@ class AdversarialFinetuner:
 
         Args:
             path: The file, replaced atomically.
-            tensors: More tensors to keep. state: More of anything JSON can hold.
+            tensors: More tensors to keep.
+            state: More of anything JSON can hold.
         """
-        everything = {f"model.{n}": t for n, t in self.model.state_dict().items()}
-        for phase, optimizer in self.trainer.optimizers.items():
-            for name, tensor in optimizer.state_tensors().items():
-                everything[f"optimizer.{phase}.{name}"] = tensor
-        own = {
-            "step": self.trainer.step_count,
-            "task": self.task,
-            "labels": list(self.labels),
-            "config": dataclasses.asdict(self.config),
-        }
+        own_tensors, own_state = state_of(self)
         checkpoints.save_checkpoint(
-            Path(path), everything | dict(tensors or {}), own | dict(state or {})
+            Path(path), own_tensors | dict(tensors or {}), own_state | dict(state or {})
         )
 
     def load_checkpoint(
@@ -306,54 +324,5 @@ class AdversarialFinetuner:
                 settings.
         """
         tensors, state = checkpoints.load_checkpoint(Path(path))
-        self._check_same_run(Path(path), state)
-        self.model.load_state_dict(_under("model.", tensors))
-        for phase, optimizer in self.trainer.optimizers.items():
-            optimizer.load_state_tensors(_under(f"optimizer.{phase}.", tensors))
-        self.trainer.step_count = state["step"]
+        restore(self, tensors, state, Path(path))
         return tensors, state
-
-    def _check_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
-        ours = {"task": self.task, "labels": list(self.labels)}
-        theirs = {name: state[name] for name in ours}
-        ours |= dataclasses.asdict(self.config)
-        theirs |= state["config"]
-        for name in sorted((ours.keys() | theirs.keys()) - _FREE_ON_RESUME):
-            if ours.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{path}: {name} was {theirs.get(name)!r} in that run and is "
-                    f"{ours.get(name)!r} now, expected the same to resume"
-                )
-
-
-def _checked_labels(labels: Sequence[str], task: Task) -> tuple[str, ...]:
-    found = tuple(labels)
-    if isinstance(labels, str) or len(found) < 2 or len(set(found)) < len(found):
-        raise ValueError(f"labels is {labels!r}, expected at least two different names")
-    if task == "ner" and "O" not in found:
-        raise ValueError(f"labels is {labels!r}, expected the tag 'O' among them for NER")
-    return found
-
-
-def _checked_tokenizer(tokenizer: Any) -> Any:
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"the tokenizer is a {type(tokenizer).__name__}, expected a fast one "
-            "(PreTrainedTokenizerFast)"
-        )
-    return tokenizer
-
-
-def _fit_length(config: ResolvedConfig, encoder: PreTrainedModel) -> ResolvedConfig:
-    """Refuses sequences that are longer than the encoder has positions for."""
-    positions = max_positions(encoder.config)
-    if positions is not None and config.max_length > positions:
-        raise ValueError(
-            f"max_length is {config.max_length}, expected at most the {positions} positions "
-            "of the encoder"
-        )
-    return config
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastadv.checkpoint import replace_folder
+import torch
+
+from fastadv.checkpoint import find_checkpoint, replace_folder
+from fastadv.discriminator_health import diagnose
 from fastadv.draws import Draws
 from fastadv.evaluate import SCORE, EvaluationSet
-from fastadv.progress import Bar, LossMeter, MetricsFile
+from fastadv.progress import Bar, LossMeter, MetricsFile, notice
+from fastadv.stopping import Stopped, StopRequest, stop_request
+from fastadv.trackers import Tracker, open_tracker
 
 if TYPE_CHECKING:
     from fastadv.finetuner import AdversarialFinetuner
@@ -28,8 +31,9 @@ class History:
     """What `fit` returns.
 
     Attributes:
-        records: The lines of metrics.jsonl: {"kind": "train", "step", mean losses, rates} and
-            {"kind": "eval", "step", "dev": {metric: value}, "test": {name: {metric: value}}}.
+        records: The lines of metrics.jsonl: {"kind": "train", "step", mean losses, rates},
+            {"kind": "eval", "step", "dev": {metric: value}, "test": {name: {metric: value}}} and
+            {"kind": "warning", "step", "message"}.
         best_step: The step with the best score on the source language's dev set, the earliest
             of equals (paper, section 3.1: selection on English dev); None without a dev set.
         best_score: That score: accuracy, or F1 for NER.
@@ -55,13 +59,16 @@ class Run:
         tests: Mapping[str, EvaluationSet],
         output_dir: Path | None,
         quiet: bool,
+        trackers: Sequence[str] = (),
     ) -> None:
         self.tuner, self.draws, self.dev, self.tests = tuner, draws, dev, dict(tests)
         self.config, self.trainer = tuner.config, tuner.trainer
         self.output_dir, self.quiet = output_dir, quiet
+        self.tracker_names, self.trackers = trackers, list[Tracker]()
         self.meter = LossMeter(tuner.device)
         self.metrics = MetricsFile(None)
         self.history = History()
+        self.saved_step: int | None = None
 
     def go(self, resume: bool) -> History:
         """The while loop of Algorithm 1.
@@ -69,48 +76,75 @@ class Run:
         Raises:
             ValueError: `output_dir` already holds a run and `resume` is False, or the run there
                 was over other data or settings.
-            KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written first.
+            FloatingPointError: Losses or weights are no longer finite.
+            OSError: Something cannot be written; what was there before is untouched.
+            Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
         self._open(resume)
-        steps, bar = self.config.steps, None
-        with _stop_after_step() as stop:
-            bar = Bar(steps, self.trainer.step_count, self.quiet)
-            try:
-                if self.trainer.step_count == 0 and self.config.eval_at_start:
-                    self._evaluate(bar)
-                while self.trainer.step_count < steps:
-                    labeled = self.draws.task_batch()
-                    draw_d, draw_g = self.draws.language_batch(), self.draws.language_batch()
-                    device = self.tuner.device
-                    losses = self.trainer.step(
-                        labeled.to(device),
-                        draw_d and draw_d.to(device),
-                        draw_g and draw_g.to(device),
-                    )
-                    self.meter.add(losses, labeled, draw_d, draw_g)
-                    bar.advance()
-                    self._after_step(bar)
-                    if stop.is_set():
-                        self._checkpoint()
-                        raise KeyboardInterrupt(f"stopped after step {self.trainer.step_count}")
-            finally:
-                bar.close()
-        self._finish()
+        bar = Bar(self.config.steps, self.trainer.step_count, self.quiet)
+        try:
+            with stop_request(self.quiet) as stop:
+                self._loop(bar, stop)
+                self._finish()
+                if stop.signal is not None:
+                    # Too late for this run, but there may be another after it.
+                    raise Stopped(stop.signal, self.trainer.step_count, self.output_dir)
+        except (FloatingPointError, OSError) as error:
+            raise type(error)(f"{error}; {self._kept()}") from error
+        finally:
+            bar.close()
+            for tracker in self.trackers:
+                tracker.close()
         return self.history
+
+    def _loop(self, bar: Bar, stop: StopRequest) -> None:
+        steps, device = self.config.steps, self.tuner.device
+        if self.trainer.step_count == 0 and self.config.eval_at_start:
+            self._evaluate(bar)
+        while self.trainer.step_count < steps:
+            labeled = self.draws.task_batch()
+            draw_d, draw_g = self.draws.language_batch(), self.draws.language_batch()
+            losses = self.trainer.step(
+                labeled.to(device),
+                draw_d and draw_d.to(device),
+                draw_g and draw_g.to(device),
+            )
+            self.meter.add(losses, labeled, draw_d, draw_g)
+            bar.advance()
+            self._after_step(bar)
+            if stop.signal is not None and self.trainer.step_count < steps:
+                self._checkpoint()
+                raise Stopped(stop.signal, self.trainer.step_count, self.output_dir)
 
     def _after_step(self, bar: Bar) -> None:
         step, config = self.trainer.step_count, self.config
         last = step == config.steps
         if last or step % config.log_every == 0:
             means = self.meter.take()
-            self.metrics.write({"kind": "train", "step": step, **means})
+            self._record({"kind": "train", "step": step, **means})
             bar.show(means)
+            self._warn(bar)
         if last or (config.eval_every and step % config.eval_every == 0):
             with self.meter.paused():
                 self._evaluate(bar)
         if not last and config.checkpoint_every and step % config.checkpoint_every == 0:
             with self.meter.paused():
                 self._checkpoint()
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.metrics.write(record)
+        for tracker in self.trackers:
+            tracker.log(record)
+
+    def _warn(self, bar: Bar) -> None:
+        """Says in words, and only once, what the losses and accuracies so far look like."""
+        trained = [r for r in self.history.records if r["kind"] == "train"]
+        message = diagnose(trained, self.config)
+        said = {r["message"] for r in self.history.records if r["kind"] == "warning"}
+        if message is not None and message not in said:
+            step = self.trainer.step_count
+            self.metrics.write({"kind": "warning", "step": step, "message": message})
+            bar.warn(f"step {step}: {message}")
 
     def _evaluate(self, bar: Bar) -> None:
         if self.dev is None and not self.tests:
@@ -120,7 +154,7 @@ class Run:
         if self.dev is not None:
             record["dev"] = self.tuner.score(self.dev)
         record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
-        self.metrics.write(record)
+        self._record(record)
         metric = SCORE[self.tuner.task]
         scores = {"dev": record["dev"]} if self.dev is not None else {}
         scores |= record["test"]
@@ -130,23 +164,37 @@ class Run:
             return
         score = record["dev"][metric]
         if self.history.best_score is None or score > self.history.best_score:
-            self.history.best_score, self.history.best_step = score, step
+            self._check_finite()
             self._export(BEST)
+            self.history.best_score, self.history.best_step = score, step
 
     def _open(self, resume: bool) -> None:
         self.history = History(self.metrics.records)
         if self.output_dir is None:
-            if resume:
-                raise ValueError("resume needs an output_dir, expected the folder of the run")
+            for wanted, what in ((resume, "resume needs"), (self.tracker_names, "trackers need")):
+                if wanted:
+                    raise ValueError(f"{what} an output_dir, expected the folder of the run")
             return
-        checkpoint = self.output_dir / CHECKPOINT
-        if not resume and (checkpoint.exists() or (self.output_dir / METRICS).exists()):
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"{self.output_dir}: found a file, expected a folder for the run")
+        there = [n for n in (CHECKPOINT, METRICS, BEST, LAST) if (self.output_dir / n).exists()]
+        if there and not resume:
             raise ValueError(
-                f"{self.output_dir}: found a run, expected a new folder or resume=True"
+                f"{self.output_dir}: found {there[0]} of another run, expected a new folder, or "
+                "resume=True to go on with it"
             )
+        found = find_checkpoint(self.output_dir / CHECKPOINT)
         length = 0
-        if checkpoint.exists():
+        if found is not None:
+            checkpoint, why_not_newest = found
             length = self._restore(checkpoint)
+            if why_not_newest:
+                notice(why_not_newest)
+        # Before the file: a tracker that cannot start leaves a folder that a run can start in.
+        config, step = dataclasses.asdict(self.config), self.trainer.step_count
+        for name in self.tracker_names:
+            tracker = open_tracker(name, self.output_dir, self.output_dir.name, config, step)
+            self.trackers.append(tracker)
         self.metrics = MetricsFile(self.output_dir / METRICS, length)
         self.history.records = self.metrics.records
 
@@ -167,13 +215,13 @@ class Run:
         self.draws.positions = run["positions"]
         self.meter.sums.copy_(tensors["run.loss_sums"])
         self.history.best_step, self.history.best_score = run["best_step"], run["best_score"]
+        self.saved_step = self.trainer.step_count
         return int(run["metrics_length"])
 
     def _checkpoint(self) -> None:
         if self.output_dir is None:
             return
-        # Weights that are no longer numbers must not replace a checkpoint of weights that are.
-        self.meter.means()
+        self._check_finite()
         run = {
             "positions": self.draws.positions,
             "data": self.draws.fingerprint(),
@@ -184,30 +232,33 @@ class Run:
         self.tuner.save_checkpoint(
             self.output_dir / CHECKPOINT, {"run.loss_sums": self.meter.sums}, {"run": run}
         )
+        self.saved_step = self.trainer.step_count
+
+    def _check_finite(self) -> None:
+        """Weights that are no longer numbers must not replace saved ones that are.
+
+        Raises:
+            FloatingPointError: A loss or a weight is not finite.
+        """
+        self.meter.means()
+        for name, parameter in self.tuner.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f"{name} holds a value that is not finite, expected numbers: lower the "
+                    "learning rates or use precision fp32"
+                )
+
+    def _kept(self) -> str:
+        step = self.trainer.step_count
+        if self.saved_step is None:
+            return f"stopped at step {step}, no checkpoint was written before it"
+        return f"stopped at step {step}, the checkpoint of step {self.saved_step} is kept"
 
     def _export(self, name: str) -> None:
         if self.output_dir is not None:
             replace_folder(self.output_dir / name, self.tuner.save_pretrained)
 
     def _finish(self) -> None:
+        self._check_finite()
         self._export(LAST)
         self._checkpoint()
-
-
-@contextmanager
-def _stop_after_step() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets, so that a step is never left half done."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        # Python delivers signals to the main thread alone.
-        yield event
-        return
-    handlers = {
-        number: signal.signal(number, lambda *_: event.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield event
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
@@ -27,7 +28,7 @@ def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
 
 def confusion_matrix(
     gold: Sequence[Hashable], predicted: Sequence[Hashable], labels: Sequence[Hashable]
-) -> np.ndarray:
+) -> NDArray[np.int64]:
     """(K, K) int64: how many examples of class row were predicted as class column.
 
     Raises:
@@ -53,11 +54,7 @@ def macro_f1(
     Raises:
         ValueError: as `confusion_matrix`.
     """
-    matrix = confusion_matrix(gold, predicted, labels)
-    right = matrix.diagonal()
-    counts = zip(right, matrix.sum(axis=0), matrix.sum(axis=1), strict=True)
-    scores = [_scores(int(r), int(p), int(g)).f1 for r, p, g in counts]
-    return _ratio(sum(scores), len(scores))
+    return document_report(gold, predicted, labels).macro_f1
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,48 @@ class Scores:
     recall: float
     f1: float
     support: int
+
+
+@dataclass(frozen=True)
+class DocumentReport:
+    """Everything that is counted about classified documents.
+
+    Attributes:
+        accuracy: the share of documents whose class is right.
+        macro_f1: the mean of the classes' F1.
+        confusion: (K, K) int64, gold classes in rows, predicted ones in columns.
+        labels: the K classes, in the order of the rows and columns.
+        per_class: by class, in the same order.
+    """
+
+    accuracy: float
+    macro_f1: float
+    confusion: NDArray[np.int64]
+    labels: tuple[str, ...]
+    per_class: dict[str, Scores]
+
+
+def document_report(
+    gold: Sequence[Any], predicted: Sequence[Any], labels: Sequence[Any]
+) -> DocumentReport:
+    """Accuracy, macro-F1, confusion matrix and the scores of each class.
+
+    Raises:
+        ValueError: as `confusion_matrix`.
+    """
+    matrix = confusion_matrix(gold, predicted, labels)
+    counts = zip(matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1), strict=True)
+    per_class = {
+        label: _scores(int(right), int(guesses), int(support))
+        for label, (right, guesses, support) in zip(labels, counts, strict=True)
+    }
+    return DocumentReport(
+        accuracy=accuracy(gold, predicted),
+        macro_f1=_ratio(sum(scores.f1 for scores in per_class.values()), len(per_class)),
+        confusion=matrix,
+        labels=tuple(labels),
+        per_class=per_class,
+    )
 
 
 @dataclass(frozen=True)
@@ -84,9 +123,12 @@ class EntityScores(Scores):
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """The entities of one sentence as (type, first word, one past the last word).
 
-    As conlleval (CoNLL-2000 to 2003) reads tags in IOB2: B-X begins an entity of type X, and so
-    does an I-X that follows O, another type, or nothing; I-X after X continues it. So no
-    predicted sequence is illegal.
+    The policy for illegal sequences is conlleval's (the scorer of CoNLL-2000 to 2003): none is
+    refused and no word is dropped. B-X begins an entity of type X, and so does an I-X that
+    follows O, another type, or nothing; I-X after B-X or I-X continues it. The same policy is
+    called "conlleval" repair in `seqscore` and is what `seqeval` does by default (its strict
+    mode drops such entities instead, which raises precision and lowers recall). Gold tags are
+    read in the same way, so that IOB1 data score as they do under conlleval.
 
     Raises:
         ValueError: a tag is not O, B-TYPE or I-TYPE.
@@ -145,14 +187,61 @@ def median_cosine(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) ->
     Raises:
         ValueError: the two are not of one shape (N, H), or N is 0.
     """
+    left, right = _aligned(a, b)
+    return float(np.median((left * right).sum(axis=1)))
+
+
+def retrieval_accuracy(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) -> float:
+    """The share of the N rows of `a` whose nearest row of `b`, by cosine, is its translation.
+
+    One direction: `retrieval_accuracy(b, a)` is the other, and differs. In float64; a tie with
+    another row counts against, so equal rows of `b` are no chance hits. Memory beyond the two
+    matrices is bounded (128 MiB).
+
+    Args:
+        a: (N, H) of any floating dtype, on any device.
+        b: (N, H); row i is the translation of row i of `a`.
+
+    Raises:
+        ValueError: as `median_cosine`.
+    """
+    left, right = _aligned(a, b)
+    count, size = left.shape
+    # Equal rows may differ in the last bits: BLAS sums columns at the edge of a block in another
+    # order. Products of unit vectors of length H err by at most H roundings.
+    margin = size * np.finfo(np.float64).eps
+    hits = 0
+    chunk = max(1, _CHUNK // count)
+    for start in range(0, count, chunk):
+        cosines = left[start : start + chunk] @ right.T
+        own = np.arange(len(cosines)), np.arange(start, start + len(cosines))
+        translation = cosines[own]
+        cosines[own] = -np.inf
+        hits += int((translation > cosines.max(axis=1) + margin).sum())
+    return hits / count
+
+
+_CHUNK = 2**24
+"""Cosines held at a time: 128 MiB of float64."""
+
+
+def _aligned(
+    a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (N, H) float64, their rows of length 1 (or 0)."""
     left, right = _matrix(a), _matrix(b)
     if left.shape != right.shape or left.ndim != 2 or not len(left):
         raise ValueError(
             f"found embeddings of shapes {left.shape} and {right.shape}, "
             "expected the same shape (N, H) with N at least 1"
         )
-    cosines = (_normalised(left) * _normalised(right)).sum(axis=1)
-    return float(np.median(cosines))
+    for rows in (left, right):
+        wrong = ~np.isfinite(rows).all(axis=1)
+        if wrong.any():
+            raise ValueError(
+                f"embedding {int(wrong.argmax())}: found NaN or infinity, expected finite numbers"
+            )
+    return _normalised(left), _normalised(right)
 
 
 def _matrix(values: np.ndarray | torch.Tensor) -> np.ndarray:

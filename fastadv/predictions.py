@@ -5,18 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastadv.data import Sentence
+from fastadv.data import Document, Sentence
 from fastadv.evaluate import document_probabilities, tags_of, word_probabilities
 from fastadv.heads import AdversarialModel
+from fastadv.metrics import entities
 from fastadv.tokenization import TokenizedDataset
 
 
 @dataclass(frozen=True)
 class DocumentPrediction:
-    """The likeliest label of a document, and p(Y | x) of every label."""
+    """A document, its likeliest label, and p(Y | x) of every label."""
 
+    text: str
     label: str
     probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A named entity: words `start` up to but not including `end`.
+
+    Attributes:
+        type: Such as "PER".
+        start: The place of its first word in the sentence, from 0.
+        end: One past the place of its last word.
+        text: Its words with a blank between them.
+        probability: The mean of its words' tag probabilities.
+    """
+
+    type: str
+    start: int
+    end: int
+    text: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -30,14 +51,36 @@ class SentencePrediction:
     tags: tuple[str, ...]
     probabilities: tuple[float, ...]
 
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        """The entities that the tags spell, read as conlleval reads them, in their order."""
+        found = sorted(entities(self.tags), key=lambda entity: entity[1])
+        return tuple(
+            Entity(
+                kind,
+                start,
+                end,
+                " ".join(self.words[start:end]),
+                sum(self.probabilities[start:end]) / (end - start),
+            )
+            for kind, start, end in found
+        )
+
 
 def predict_documents(
-    model: AdversarialModel, dataset: TokenizedDataset, labels: Sequence[str], batch_size: int
+    model: AdversarialModel,
+    dataset: TokenizedDataset,
+    documents: Sequence[Document],
+    labels: Sequence[str],
+    batch_size: int,
 ) -> list[DocumentPrediction]:
-    """One prediction a document, in the order of the data set."""
+    """One prediction a document, in their order; `dataset` holds the documents' tokens."""
+    rows = document_probabilities(model, dataset, batch_size)
     return [
-        DocumentPrediction(labels[int(row.argmax())], dict(zip(labels, row.tolist(), strict=True)))
-        for row in document_probabilities(model, dataset, batch_size)
+        DocumentPrediction(
+            document.text, labels[int(row.argmax())], dict(zip(labels, row.tolist(), strict=True))
+        )
+        for document, row in zip(documents, rows, strict=True)
     ]
 
 

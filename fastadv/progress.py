@@ -115,9 +115,13 @@ class MetricsFile:
 
     def write(self, record: dict[str, Any]) -> None:
         self.records.append(record)
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path}: cannot write a record: {error}") from error
 
 
 class Bar:
@@ -146,5 +150,14 @@ class Bar:
         if not self._quiet:
             tqdm.write(line, file=sys.stderr)
 
+    def warn(self, line: str) -> None:
+        """Shown even when quiet."""
+        notice(f"warning: {line}")
+
     def close(self) -> None:
         self._bar.close()
+
+
+def notice(line: str) -> None:
+    """A line on standard error that no bar runs into."""
+    tqdm.write(line, file=sys.stderr)

@@ -132,12 +132,3 @@ def test_folders_that_fastadv_did_not_write_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fastadv.json").write_text(json.dumps({"format": "fastadv-model-9"}))
     with pytest.raises(ValueError, match="expected 'fastadv-model-1'"):
         AdversarialFinetuner.from_pretrained(tmp_path)
-
-
-def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
-    tiny.tiny_folder(tmp_path)
-    weights = tiny.tiny_bert().state_dict()
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(weights, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="safetensors"):
-        AdversarialFinetuner(tmp_path, labels=tiny.LABELS, config=FinetuneConfig(max_length=32))

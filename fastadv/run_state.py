@@ -1,0 +1,75 @@
+"""All that a finetuner must keep so that going on equals never having stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastadv.finetuner import AdversarialFinetuner
+
+# What a resumed run may change: none of these alters what a step computes.
+_FREE_ON_RESUME = {
+    "steps",
+    "eval_every",
+    "eval_at_start",
+    "eval_batch_size",
+    "checkpoint_every",
+    "log_every",
+}
+
+
+def state_of(tuner: AdversarialFinetuner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and optimiser states by name; step count, task, labels and settings.
+
+    The step count and the seed are the whole random state: dropout is drawn from them.
+    """
+    tensors = {f"model.{n}": t for n, t in tuner.model.state_dict().items()}
+    for phase, optimizer in tuner.trainer.optimizers.items():
+        for name, tensor in optimizer.state_tensors().items():
+            tensors[f"optimizer.{phase}.{name}"] = tensor
+    return tensors, {
+        "step": tuner.trainer.step_count,
+        "task": tuner.task,
+        "labels": list(tuner.labels),
+        "config": dataclasses.asdict(tuner.config),
+    }
+
+
+def restore(
+    tuner: AdversarialFinetuner,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Takes over what `state_of` gave; `path` is named if it does not fit.
+
+    Raises:
+        ValueError: The state is of a run with another task, other labels or settings.
+    """
+    _check_same_run(tuner, state, path)
+    tuner.model.load_state_dict(_under("model.", tensors))
+    for phase, optimizer in tuner.trainer.optimizers.items():
+        optimizer.load_state_tensors(_under(f"optimizer.{phase}.", tensors))
+    tuner.trainer.step_count = state["step"]
+
+
+def _check_same_run(tuner: AdversarialFinetuner, state: Mapping[str, Any], path: Path) -> None:
+    ours: dict[str, Any] = {"task": tuner.task, "labels": list(tuner.labels)}
+    theirs = {name: state[name] for name in ours}
+    ours |= dataclasses.asdict(tuner.config)
+    theirs |= state["config"]
+    for name in sorted((ours.keys() | theirs.keys()) - _FREE_ON_RESUME):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{path}: {name} was {theirs.get(name)!r} in that run and is "
+                f"{ours.get(name)!r} now, expected the same to resume"
+            )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
