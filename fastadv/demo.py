@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from fastadv.config import FinetuneConfig, Precision, Task
 from fastadv.data import Data, as_texts
 from fastadv.evaluate import SCORE
 from fastadv.finetuner import AdversarialFinetuner
-from fastadv.fit import History
+from fastadv.fit import METRICS, History
 from fastadv.labels import labels_of
 from fastadv.metrics import median_cosine
 from fastadv.plots import plot_curves
@@ -42,6 +43,7 @@ def run(
     seed: int = 0,
     output: str = "runs/demo",
     overwrite: bool = False,
+    quiet: bool = False,
 ) -> str:
     """Finetunes on the sample with and without the adversary, and reports both.
 
@@ -54,15 +56,20 @@ def run(
         seed: Seed of both runs.
         output: Folder for both runs and curves.png.
         overwrite: Remove an earlier demo's runs in that folder first.
+        quiet: No progress.
 
     Returns:
         The report: a row for each run and a column for each language, median cosines of
         translations before and after (paper, Table 3), and where the curves lie.
+
+    Raises:
+        ValueError: The folder holds runs and `overwrite` is False.
     """
     started = time.perf_counter()
     folder = Path(output)
+    _make_room(folder, overwrite)
     usual, factor = RECIPES[task]
-    steps = steps or usual
+    steps = usual if steps is None else steps
     paper = FinetuneConfig().resolved(task)
     config = FinetuneConfig(
         steps=steps,
@@ -81,25 +88,36 @@ def run(
     histories: dict[str, History] = {}
     cosines: dict[str, dict[str, float]] = {}
     for name, adversarial in RUNS.items():
-        if overwrite and (folder / name).exists():
-            shutil.rmtree(folder / name)
         tuner = AdversarialFinetuner(
             model, task, corpus.labels, replace(config, adversarial=adversarial)
         )
         if task == "classification" and not cosines:
             cosines["before"] = _alignment(tuner)
-        print(f"{name}: {steps} steps", flush=True)
+        if not quiet:
+            print(f"{name}: {steps} steps", file=sys.stderr, flush=True)
         histories[name] = tuner.fit(
             corpus.train,
             corpus.unlabeled,
             dev=corpus.dev,
             test=corpus.test,
             output_dir=folder / name,
+            quiet=quiet,
         )
         if task == "classification":
             cosines[name] = _alignment(tuner)
     plot_curves(folder / "curves.png", histories, task)
     return _report(histories, cosines, task, folder, time.perf_counter() - started)
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    for run in (folder / name for name in RUNS):
+        if not run.exists():
+            continue
+        if not overwrite:
+            raise ValueError(f"{run}: found an earlier run, expected none, or --overwrite")
+        if not (run / METRICS).is_file():
+            raise ValueError(f"{run}: found no {METRICS}, expected an earlier run to overwrite")
+        shutil.rmtree(run)
 
 
 def _news() -> _Corpus:

@@ -1,0 +1,124 @@
+"""From an argument list to a command and its exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import ModuleType
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from safetensors import SafetensorError
+
+from fastadv.cli import align, demo, embed, env, evaluate, predict, train
+from fastadv.cli.messages import one_line, only_our_messages, usage_mistake
+from fastadv.cli.options import Help
+from fastadv.cli.output import give_up_stdout
+from fastadv.cli.signals import raised_signals
+
+COMMANDS: dict[str, ModuleType] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "embed": embed,
+    "align": align,
+    "env": env,
+    "demo": demo,
+}
+DONE, REFUSED = 0, 2
+# As the shell reports a program that a closed pipe ended, such as `cat` before `head`.
+PIPE_CLOSED = 128 + signal.SIGPIPE
+# Bad input, a full disk, a missing package, a backend that cannot run, a loss that is no number.
+# Anything else is a mistake in fastadv itself, of which the traceback is wanted.
+_REFUSALS = (
+    ValueError,
+    OSError,
+    ImportError,
+    RuntimeError,
+    FloatingPointError,
+    MemoryError,
+    SafetensorError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The command and its options; by default the process's own.
+
+    Returns:
+        The exit status: 0 done; 2 misused or refused, with one line on standard error; 130 after
+        SIGINT and 143 after SIGTERM; 141 if the reader of standard output went away.
+
+    Raises:
+        SystemExit: With status 0, after --help or --version.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    speaker = f"fastadv {given[0]}" if given and given[0] in COMMANDS else "fastadv"
+    options: Namespace | None = None
+
+    def say(line: str) -> None:
+        print(f"{speaker}: {line}", file=sys.stderr)
+
+    if not given or not (given[0] in COMMANDS or given[0].startswith("-")):
+        found = repr(given[0]) if given else "no command"
+        say(f"found {found}, expected one of {', '.join(COMMANDS)} (see fastadv --help)")
+        return REFUSED
+    with raised_signals(), only_our_messages(speaker) as messages:
+        try:
+            chosen = parser().parse_args(given)
+            options = chosen[chosen.subcommand]
+            if options.get("quiet"):
+                messages.setLevel(logging.WARNING)
+            COMMANDS[chosen.subcommand].run(options)
+            sys.stdout.flush()
+        except ArgumentError as error:
+            say(f"{usage_mistake(error)} (see {speaker} --help)")
+            return REFUSED
+        except BrokenPipeError:
+            give_up_stdout()
+            return PIPE_CLOSED
+        except KeyboardInterrupt as stop:
+            if options is not None and given[0] == "train":
+                say(train.how_to_go_on(stop, options, given))
+            else:
+                say(one_line(stop))
+            return 128 + int(getattr(stop, "signal", signal.SIGINT))
+        except _REFUSALS as error:
+            if os.environ.get("FASTADV_TRACEBACK"):
+                raise
+            say(one_line(error))
+            give_up_stdout()
+            return REFUSED
+    return DONE
+
+
+def parser() -> ArgumentParser:
+    """The whole command line; building it imports neither torch nor transformers."""
+    whole = ArgumentParser(
+        prog="fastadv",
+        description="Language-adversarial finetuning of multilingual encoders (Keung, Lu and "
+        "Bhardwaj, EMNLP 2019).",
+        epilog="Exit status: 0 done; 2 misused or refused, and one line on standard error says "
+        "why; 130 after Ctrl-C, 143 after SIGTERM; 141 if the reader of the output went away. "
+        "With FASTADV_TRACEBACK=1 a refusal shows where in the code it arose.",
+        version=version("fastadv"),
+        formatter_class=Help,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    commands = whole.add_subcommands(required=True)
+    for name, module in COMMANDS.items():
+        part = ArgumentParser(
+            description=module.DESCRIPTION,
+            formatter_class=Help,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        module.add_options(part)
+        commands.add_subcommand(name, part, help=module.SUMMARY)
+    return whole

@@ -1,0 +1,118 @@
+"""`fastadv predict`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fastadv.cli.messages import hush
+from fastadv.cli.options import (
+    Reading,
+    add_chunk_size,
+    add_model,
+    add_options_file,
+    add_quiet,
+    add_reading,
+    model_of,
+)
+from fastadv.cli.output import text_output
+
+if TYPE_CHECKING:
+    from fastadv.predictions import DocumentPrediction, SentencePrediction
+
+SUMMARY = "label texts"
+DESCRIPTION = (
+    "Label texts with a finetuned model. Text in: a text a line, or any labelled file, whose "
+    "labels are dropped. JSON lines out, in the same order: text, label and the probability of "
+    "every label; for named entities words, tags, and each entity with its words and characters "
+    "(of the text printed here, in which words stand with one blank between them). Memory does "
+    "not grow with the input."
+)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_options_file(parser)
+    add_model(parser, finetuned=True)
+    parser.add_argument("--input", type=str, default="-", help="file to read; - is standard input")
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="-",
+        help="file to write, there when it is complete; - is standard output",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        default=None,
+        help="texts in a batch; by default what the model was evaluated with in training",
+    )
+    add_chunk_size(parser)
+    add_reading(parser)
+    add_quiet(parser)
+
+
+def run(options: Namespace) -> None:
+    data = Reading(options, []).file("input", options.input)
+    hush(options.quiet)
+    from fastadv.finetuner import AdversarialFinetuner
+    from fastadv.streaming import chunks
+
+    tuner = AdversarialFinetuner.from_pretrained(model_of(options))
+    if options.batch_size is not None:
+        tuner.config = dataclasses.replace(tuner.config, eval_batch_size=options.batch_size)
+    line: Callable[[Any], str] = sentence_line if tuner.task == "ner" else document_line
+    lines = map(line, tuner.iter_predict(data, options.chunk_size))
+    with text_output(options.output) as file:
+        for chunk in chunks(lines, options.chunk_size):
+            file.writelines(chunk)
+            file.flush()
+
+
+def document_line(prediction: DocumentPrediction) -> str:
+    """{"text", "label", "probabilities": {label: number}}"""
+    return _line(
+        {
+            "text": prediction.text,
+            "label": prediction.label,
+            "probabilities": prediction.probabilities,
+        }
+    )
+
+
+def sentence_line(prediction: SentencePrediction) -> str:
+    """{"text", "words", "tags", "entities": [{"type", "text", "start", "end", ...}]}
+
+    start and end count words, start_char and end_char the characters of "text"; ends are
+    exclusive. A probability is null where the model saw none of the entity's words.
+    """
+    words = prediction.words
+    begins = [0, *accumulate(len(word) + 1 for word in words)]
+    return _line(
+        {
+            "text": " ".join(words),
+            "words": words,
+            "tags": prediction.tags,
+            "entities": [
+                {
+                    "type": entity.type,
+                    "text": entity.text,
+                    "start": entity.start,
+                    "end": entity.end,
+                    "start_char": begins[entity.start],
+                    "end_char": begins[entity.end] - 1,
+                    "probability": None if math.isnan(entity.probability) else entity.probability,
+                }
+                for entity in prediction.entities
+            ],
+        }
+    )
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,57 @@
+"""The table at the end of `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastadv.config import Task
+from fastadv.evaluate import SCORE
+from fastadv.fit import History
+from fastadv.table import table
+
+
+def summary(histories: Mapping[str, History], task: Task) -> str:
+    """A row for each test set (without one, for English dev) and run; with two, the difference.
+
+    Columns: the score at the step chosen on English dev, if there was a dev set, and at the last
+    step. Empty where nothing was evaluated.
+
+    Args:
+        histories: By the name of the run, the one that the others are taken from first.
+        task: Chooses accuracy or F1.
+    """
+    metric = SCORE[task]
+    points = {name: _points(history) for name, history in histories.items()}
+    if not all(points.values()):
+        return ""
+    first = next(iter(points.values()))
+    names = list(first["last"]["test"]) or ["dev"]
+    rows = []
+    for name in names:
+        scores: dict[str, list[float]] = {}
+        for run, records in points.items():
+            cells = [name, run]
+            for record in records.values():
+                score = (record["test"] or {"dev": record.get("dev")})[name][metric]
+                scores.setdefault(run, []).append(score)
+                cells += [str(record["step"]), f"{score:.4f}"]
+            rows.append(cells)
+        if len(scores) == 2:
+            one, other = scores.values()
+            differences = [f"{a - b:+.4f}" for a, b in zip(one, other, strict=True)]
+            rows.append([name, "difference", *(c for d in differences for c in ("", d))])
+    header = ["test", "run", *(cell for point in first for cell in (f"{point} step", metric))]
+    if len(histories) == 1:
+        header.pop(1)
+        rows = [[cells[0], *cells[2:]] for cells in rows]
+    return table(header, rows, left=len(header) - 2 * len(first))
+
+
+def _points(history: History) -> dict[str, dict[str, Any]]:
+    """The evaluation at the selected step, if one was selected, and the last one."""
+    evaluations = history.evaluations()
+    if not evaluations:
+        return {}
+    chosen = [e for e in evaluations if e["step"] == history.best_step]
+    return ({"selected": chosen[0]} if chosen else {}) | {"last": evaluations[-1]}

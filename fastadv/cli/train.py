@@ -1,0 +1,215 @@
+"""`fastadv train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fastadv.cli.messages import hush, one_line
+from fastadv.cli.options import (
+    Reading,
+    add_options_file,
+    add_quiet,
+    add_reading,
+    add_repeated,
+    each,
+    named,
+)
+from fastadv.cli.run_folder import BASELINE, has_begun, has_checkpoint, recorded, refuse_other_run
+from fastadv.config import FinetuneConfig, Task
+
+if TYPE_CHECKING:
+    from fastadv.fit import History
+
+SUMMARY = "finetune a model"
+DESCRIPTION = (
+    "Finetune on labelled English and unlabelled text of other languages (Algorithm 1 of the "
+    "paper: Keung, Lu and Bhardwaj, EMNLP 2019), and print how well each test file is labelled, "
+    "with the weights chosen on English dev and with the last ones."
+)
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+TRACKERS: tuple[Tracker, ...] = ("tensorboard", "wandb", "trackio")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_options_file(parser)
+    parser.add_argument(
+        "--model", type=str, required=True, help="what to start from: hub id, folder, or e5-small"
+    )
+    parser.add_argument(
+        "--task",
+        type=Task,
+        default="classification",
+        help="documents with one label each (paper, 3.2), or named entities (paper, 3.3)",
+    )
+    parser.add_argument("--train", type=str, required=True, help="labelled English file")
+    add_repeated(
+        parser,
+        "--unlabeled",
+        "LANG=FILE",
+        "text of another language, labels in it are dropped; once for each language; not "
+        "needed with --config.adversarial false",
+    )
+    parser.add_argument(
+        "--dev",
+        type=str | None,
+        default=None,
+        help="labelled English file that chooses the step whose weights become best/ (paper, 3.1)",
+    )
+    add_repeated(
+        parser,
+        "--test",
+        "NAME=FILE",
+        "labelled file scored at every evaluation, chooses nothing; once for each",
+    )
+    parser.add_argument(
+        "--output",
+        type=str,
+        required=True,
+        help="folder of the run: best/, last/, metrics.jsonl, curves.png, run.yaml (all options) "
+        "and the checkpoints",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output where it stopped"
+    )
+    parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="also run the twin without the adversary (the paper's 'BERT En-labels' rows) on the "
+        "same draws, into OUTPUT/baseline, and print the difference",
+    )
+    add_repeated(
+        parser,
+        "--tracker",
+        f"{{{','.join(TRACKERS)}}}",
+        "also send what goes to metrics.jsonl there; may be given again",
+    )
+    add_reading(parser, "train, dev, or the name of an --unlabeled or --test file")
+    add_quiet(parser)
+    parser.add_class_arguments(
+        FinetuneConfig, "config", help="Settings; 'paper' and a section is where a default is from"
+    )
+
+
+def run(options: Namespace) -> None:
+    config = FinetuneConfig(**options.config.as_dict())
+    if options.baseline and not config.adversarial:
+        raise ValueError(
+            "found --baseline with --config.adversarial false, expected an adversarial run to "
+            "compare with"
+        )
+    trackers = _trackers(options)
+    output = Path(options.output)
+    refuse_other_run(output, options.resume, options.baseline)
+    hush(options.quiet)
+    data, labels = _data(options)
+    variants = {"adversarial" if config.adversarial else "baseline": (output, config)}
+    if options.baseline:
+        twin = dataclasses.replace(config, adversarial=False)
+        variants["baseline"] = (output / BASELINE, twin)
+    histories: dict[str, History] = {}
+    with recorded(output, options):
+        for name, (folder, settings) in variants.items():
+            if options.baseline and not options.quiet:
+                print(f"{name}: {folder}", file=sys.stderr, flush=True)
+            histories[name] = _fit(
+                options, settings, labels, {**data, "trackers": trackers}, folder
+            )
+    _tell(options, histories, output)
+
+
+def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
+    """The line after a signal: what happened and the command that goes on with it."""
+    said, output = one_line(stop), Path(options.output)
+    if not has_begun(output):
+        return f"{said}; nothing was done yet, the same command begins anew"
+    resumed = [*given] if "--resume" in given else [*given, "--resume"]
+    how = "go on" if has_checkpoint(output) else "there is no checkpoint yet, begin anew"
+    return f"{said}; {how} with: {shlex.join(['fastadv', *resumed])}"
+
+
+def _data(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of `fit` that are data, and the labels of the training file."""
+    from fastadv.data import as_documents, as_sentences, as_texts
+    from fastadv.labels import labels_of
+
+    unlabeled, test = named(options.unlabeled, "--unlabeled"), named(options.test, "--test")
+    reading = Reading(options, ["train", "dev", *unlabeled, *test])
+
+    def labelled(name: str, path: str) -> Any:
+        data = reading.file(name, path)
+        read = as_documents if options.task == "classification" else as_sentences
+        return read(data) if _is_read_once(path) else data
+
+    def plain(name: str, path: str) -> Any:
+        data = reading.file(name, path)
+        return as_texts(data, options.task) if _is_read_once(path) else data
+
+    train = labelled("train", options.train)
+    data = {
+        "labeled": train,
+        "unlabeled": {name: plain(name, path) for name, path in unlabeled.items()},
+        "dev": labelled("dev", options.dev) if options.dev else None,
+        "test": {name: labelled(name, path) for name, path in test.items()},
+    }
+    return data, labels_of(train, options.task)
+
+
+def _is_read_once(path: str) -> bool:
+    """Whether it is standard input or a pipe: labels and twin would find it empty."""
+    return path == "-" or Path(path).is_fifo()
+
+
+def _fit(
+    options: Namespace,
+    config: FinetuneConfig,
+    labels: Sequence[str],
+    arguments: Mapping[str, Any],
+    folder: Path,
+) -> History:
+    from fastadv.finetuner import AdversarialFinetuner
+
+    tuner = AdversarialFinetuner(options.model, options.task, labels, config)
+    return tuner.fit(
+        **arguments,
+        output_dir=folder,
+        resume=options.resume,
+        quiet=options.quiet,
+    )
+
+
+def _trackers(options: Namespace) -> list[str]:
+    chosen = list(dict.fromkeys(each(options.tracker)))
+    for name in chosen:
+        if name not in TRACKERS:
+            raise ValueError(f"--tracker is {name!r}, expected one of {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise ImportError(
+                f"--tracker {name} needs the package {name}, found none, expected it to be "
+                f"installed: pip install {name}"
+            )
+    return chosen
+
+
+def _tell(options: Namespace, histories: Mapping[str, History], output: Path) -> None:
+    from fastadv.cli.summary import summary
+    from fastadv.fit import BEST, LAST
+    from fastadv.plots import plot_curves
+
+    table = summary(histories, options.task)
+    if table:
+        print(table)
+    try:
+        plot_curves(output / "curves.png", histories, options.task)
+        print(f"curves {output / 'curves.png'}")
+    except ImportError as error:
+        print(f"no curves.png: {one_line(error)}", file=sys.stderr)
+    first = next(iter(histories.values()))
+    print(f"model {output / (BEST if first.best_step is not None else LAST)}")
