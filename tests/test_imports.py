@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 OPS = {"ops", "backends", "kernels", "_C"}
-TOP = {"finetuner", "fit", "cli", "__main__", "demo"}
+TOP = {"finetuner", "fit", "cli", "__main__", "demo", "run_state"}
 LEARNING = {
     *TOP, "trainer", "encoder", "heads", "optim", "reference", "evaluate", "checkpoint", "export",
+    "loading", "embedder", "predictions",
 }  # fmt: skip
 
 # Module, or folder of modules -> modules of fastadv that nothing in it may import.
@@ -25,6 +26,13 @@ FORBIDDEN = {
     "sampling": LEARNING | OPS,
     "metrics": LEARNING | OPS,
     "config": LEARNING | OPS,
+    "trackers": LEARNING | OPS,
+    "discriminator_health": LEARNING | OPS,
+    "loading": LEARNING | OPS,
+    "stopping": LEARNING | OPS,
+    "streaming": LEARNING | OPS,
+    "embedder": TOP | {"trainer", "heads", "optim"},
+    "plots": TOP - {"fit"} | {"trainer", "encoder", "heads", "optim"},
     "encoder": TOP | {"trainer", "evaluate"},
     "heads": TOP | {"trainer", "evaluate"},
     "optim": TOP | {"trainer", "evaluate", "encoder", "heads"},
