@@ -75,7 +75,9 @@ def parts() -> list[Part]:
     # Plugins that may be missing: without them their settings in pyproject.toml are only warned
     # of, and the limit here takes the place of the one for each test.
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    # Compiling B1 takes minutes that are not there: it is for whoever runs step_time.py by itself.
     step = [python, "benchmarks/step_time.py", "--json", "{file}", "--device", "cuda"]
+    step += ["--baselines", "b0"]
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
     tests = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/ops/test_*.py"))
     others = ("equivalence", "isolation", "packing", "environment")

@@ -57,14 +57,16 @@ def parse_benchmarks(path: Path, output: str) -> dict[str, Any]:
 
 
 def parse_step(path: Path, output: str) -> dict[str, Any]:
-    """The report of step_time.py as it is.
+    """The result of step_time.py for one shape, as it is.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it holds no time.
     """
     if not path.is_file():
         raise ValueError("found no report of step_time.py, expected one")
     report: dict[str, Any] = json.loads(path.read_text())
+    if "step_seconds" not in report:
+        raise ValueError("found no times in the report of step_time.py, expected some")
     return report
 
 
@@ -76,11 +78,11 @@ def summary_line(name: str, found: Mapping[str, Any]) -> str:
         notes = "{} tests passed, {} failed, {} skipped".format(*counts)
     elif "measurements" in results:
         notes = f"{len(results['measurements'])} measurements"
-    elif "shapes" in results:
-        notes = "; ".join(
-            f"{shape} {baseline} / library {ratio['median']:.2f}"
-            for shape, row in results["shapes"].items()
-            for baseline, ratio in row.get("ratios", {}).items()
+    elif "step_seconds" in results:
+        own = results["step_seconds"]["library"]
+        notes = f"{own:.4g} s a step, {results['floor_fraction']:.1%} of the floor" + "".join(
+            f"; {baseline} / library {results[f'ratio_{baseline}']:.2f}"
+            for baseline in results["pairs"]
         )
     notes = notes or found.get("error", "")
     return f"{name:<14}{found['status']:<11}{found['seconds']:>7.1f} s  {notes}".rstrip()

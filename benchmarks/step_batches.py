@@ -25,6 +25,9 @@ from fastadv.tokenization import (
 
 Examples = list[list[TokenSequence]]
 
+# A drawn text in word-pieces: two special ones, and one between them.
+SHORTEST = 3
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -34,7 +37,7 @@ class Shape:
         task: "classification" or "ner".
         labels: Of real data, in the order of the output; drawn ones use the same number.
         median, spread: Lengths drawn are log-normal: the median in word-pieces, and the standard
-            deviation of the logarithm; rounded, then cut to 3 ... `max_length`.
+            deviation of the logarithm; rounded, then cut to `SHORTEST` ... `max_length`.
         max_length: In word-pieces, special ones included.
     """
 
@@ -77,6 +80,11 @@ class StepDraws:
         """T; D's other languages and English; G's: five batches, as a padded system reads them."""
         sides = (self.other_d, self.english_d, self.other_g, self.english_g)
         return [pack(self.labeled), *(pack(side) for side in sides)]
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of all five, every window of a long sentence one."""
+        return sum(len(part) for part in self.parts())
 
     @property
     def useful_tokens(self) -> int:
@@ -137,10 +145,17 @@ class DrawnTexts:
         vocab_size: Ids are 1 ... vocab_size - 1 (0 pads), their logarithm uniform: Zipf's law, so
             that a batch holds as many different pieces as text does, or nearly.
         seed: Of everything drawn.
+
+    Attributes:
+        source: Where the lengths are from, in words.
     """
 
     def __init__(self, shape: Shape, vocab_size: int, seed: int) -> None:
         self.shape, self.vocab_size = shape, vocab_size
+        self.source = (
+            f"drawn: log-normal, median {shape.median:g} word-pieces, standard deviation of the "
+            f"logarithm {shape.spread:g}, cut to {SHORTEST} ... {shape.max_length}"
+        )
         self._rng = np.random.default_rng(seed)
 
     def step(self, batch_size: int) -> StepDraws:
@@ -152,7 +167,7 @@ class DrawnTexts:
         """(count,) int64 lengths."""
         shape = self.shape
         drawn = self._rng.lognormal(math.log(shape.median), shape.spread, count)
-        return np.clip(np.rint(drawn), 3, shape.max_length).astype(np.int64)
+        return np.clip(np.rint(drawn), SHORTEST, shape.max_length).astype(np.int64)
 
     def _examples(self, count: int, labelled: bool) -> Examples:
         return [[self._sequence(int(n), labelled)] for n in self.lengths(count)]
@@ -182,11 +197,17 @@ class RealTexts:
         labeled: Labelled English.
         others: Unlabelled text of other languages, drawn from as one.
         seed: Of the draws.
+        source: Where the texts are from, in words.
     """
 
     def __init__(
-        self, labeled: TokenizedDataset, others: Sequence[TokenizedDataset], seed: int
+        self,
+        labeled: TokenizedDataset,
+        others: Sequence[TokenizedDataset],
+        seed: int,
+        source: str = "files",
     ) -> None:
+        self.source = source
         self._labeled, self._english = labeled, [as_unlabeled(labeled)]
         self._others = [as_unlabeled(other) for other in others]
         self._rng = np.random.default_rng(seed)
@@ -228,7 +249,9 @@ def real_texts(folder: Path, shape: Shape, tokenizer: Any, seed: int) -> RealTex
             return tokenize_documents(tokenizer, read_documents(path), labels, shape.max_length)
         return tokenize_sentences(tokenizer, read_conll(path), labels, shape.max_length, 32)
 
-    return RealTexts(tokenized(english[0], ids), [tokenized(p, None) for p in others], seed)
+    datasets = [tokenized(p, None) for p in others]
+    source = f"files: {english[0].relative_to(folder)} and {len(others)} of other languages"
+    return RealTexts(tokenized(english[0], ids), datasets, seed, source)
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:
@@ -238,23 +261,22 @@ def _found(folder: Path, pattern: str) -> list[Path]:
     return paths
 
 
-def make_tokenizer(model: str, data: Path | None) -> Any:
+def make_tokenizer(model: Path | None, data: Path | None) -> Any:
     """The tokenizer of a model folder; else multilingual BERT's, from the vocabulary in `data`.
 
     Without data nothing is ever tokenised, and a stand-in of one piece does.
     """
-    if data is None or not Path(model).is_dir():
+    if data is None:
         pieces: Any = models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")
-        if data is not None:
-            vocabulary = str(_found(data, "mbert_vocab/vocab.txt")[0])
-            pieces = models.WordPiece.from_file(vocabulary, unk_token="[UNK]")
-        tokenizer = Tokenizer(pieces)
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        if data is not None:
-            special = [(s, tokenizer.token_to_id(s)) for s in ("[CLS]", "[SEP]")]
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single="[CLS] $A [SEP]", special_tokens=special
-            )
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-    return AutoTokenizer.from_pretrained(model)
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(pieces), unk_token="[UNK]")
+    if model is not None:
+        return AutoTokenizer.from_pretrained(model)
+    vocabulary = str(_found(data, "mbert_vocab/vocab.txt")[0])
+    tokenizer = Tokenizer(models.WordPiece.from_file(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [(s, tokenizer.token_to_id(s)) for s in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=special
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")

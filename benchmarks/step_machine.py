@@ -6,33 +6,48 @@ import contextlib
 import ctypes
 import gc
 import importlib.metadata
+import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+# Variables of the C library that change how often memory is given back and faulted in again.
+ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
 
-def describe(device: torch.device) -> dict[str, str]:
-    """Name of the machine, and versions of what runs on it."""
-    facts = {
-        "machine": platform.machine(),
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """What the machine is."""
+    facts: dict[str, str | int] = {
+        "architecture": platform.machine(),
         "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
     }
-    for name in ("fastadv", "torch", "transformers", "triton"):
-        try:
-            facts[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            facts[name] = "not installed"
-    facts["torch"] = torch.__version__
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = str(torch.version.cuda)
     return facts
+
+
+def versions(device: torch.device) -> dict[str, str | None]:
+    """Of what runs on the machine; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("fastadv", "torch", "transformers", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["torch"] = torch.__version__
+    if device.type == "cuda":
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def allocator_environment() -> dict[str, str]:
+    """The variables of `ALLOCATOR_VARIABLES` that are set; all systems share what they do."""
+    return {n: v for n, v in sorted(os.environ.items()) if n.startswith(ALLOCATOR_VARIABLES)}
 
 
 def _processor() -> str:
@@ -60,32 +75,42 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
-    """Floating-point operations a second of a large square product, the median of some.
+    """Floating-point operations a second of a large square product, the fastest of some.
 
-    The size fills the device: 8192 keeps a large GPU busy for a millisecond or more.
+    The fastest, for a floor is what the machine can do at best. The size fills the device: 8192
+    keeps a large GPU busy for a millisecond or more.
     """
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     times = [seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats)]
-    return 2 * size**3 / statistics.median(times[4:])
+    return 2 * size**3 / min(times)
 
 
 def copy_bandwidth(device: torch.device, repeats: int = 9) -> float:
-    """Bytes a second of copies far larger than any cache, read and written bytes both counted."""
+    """Bytes a second of copies far larger than any cache, the fastest of some.
+
+    Read and written bytes are both counted.
+    """
     count = 2**30 if device.type == "cuda" else 2**28
     source = torch.zeros(count, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     times = [seconds(lambda: target.copy_(source), device) for _ in range(repeats)]
-    return 2 * count / statistics.median(times[4:])
+    return 2 * count / min(times)
 
 
 class Memory:
     """Bytes that a piece of work takes.
 
     On a GPU what PyTorch allocated there. On a CPU the process's resident memory, whose peak Linux
-    lets a process reset: a coarse measure, in which a small model drowns. None elsewhere.
+    lets a process reset: a coarse measure, in which a small model drowns. Elsewhere unknown.
     """
+
+    # Said beside the numbers.
+    METHODS: ClassVar[dict[str, str]] = {
+        "cuda": "allocated by PyTorch on the GPU",
+        "cpu": "resident set of the process: /proc/self/status VmRSS, VmHWM after a reset",
+    }
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

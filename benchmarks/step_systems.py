@@ -1,12 +1,13 @@
-"""The systems that step_time.py compares.
+"""The systems that step_time.py compares, but for the compiled one (step_compiled.py).
 
-Another baseline is one more class with the methods of `System`, and a place in `SYSTEMS`.
+Another baseline is one more class with the methods of `System`, and a place in `SYSTEMS` there.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +25,18 @@ from fastadv.reference import PaddedBatch, ReferenceFinetuner
 
 # Loss and gradients of a phase, by parameter name.
 Phase = tuple[Tensor, dict[str, Tensor]]
+# A part of a step: its name in PIECES, and the work.
+Piece = tuple[str, Callable[[], object]]
+
+# Of a phase the loss and its gradients, then the optimiser's update, in Algorithm 1's order.
+PIECES = (
+    "task",
+    "task_update",
+    "discriminator",
+    "discriminator_update",
+    "generator",
+    "generator_update",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,8 @@ class Setup:
     Attributes:
         encoder: Copied by each system.
         task_head, discriminator: Linear layers, copied too.
-        config: Rates, precision ("bf16" or "fp32") and dropout (None for the encoder's own).
+        config: Rates, backend, precision ("bf16" or "fp32") and dropout (None for the encoder's
+            own).
     """
 
     encoder: PreTrainedModel
@@ -61,8 +75,19 @@ class System(Protocol):
     def prepare(self, draws: StepDraws) -> Any:
         """The draws as this system reads them, on the device; not timed."""
 
+    def warm_up(self, batches: Any) -> None:
+        """What is done once for all steps, such as compiling; neither its time nor its memory is
+        a step's. Weights stay as they are.
+        """
+
     def step(self, batches: Any) -> object:
         """T, D and G with their updates; what is timed."""
+
+    def pieces(self, batches: Any) -> list[Piece]:
+        """The same step as the parts of `PIECES`, to be run in this order."""
+
+    def clear(self) -> None:
+        """Drops the gradients that the last step left; not timed, the next would do it."""
 
     def gradients(self, batches: Any) -> dict[str, Phase]:
         """The phases without the updates, every gradient under its name in `weights`."""
@@ -93,9 +118,29 @@ class Library:
     def prepare(self, draws: StepDraws) -> tuple[PackedBatch, ...]:
         return tuple(batch.to(self._tuner.device) for batch in draws.packed())
 
+    def warm_up(self, batches: tuple[PackedBatch, ...]) -> None:
+        pass
+
     def step(self, batches: tuple[PackedBatch, ...]) -> object:
         # As `fit` does it: losses stay on the device.
         return self._tuner.trainer.step(*batches)
+
+    def pieces(self, batches: tuple[PackedBatch, ...]) -> list[Piece]:
+        trainer = self._tuner.trainer
+        found: dict[str, Any] = {}
+
+        def gradients(phase: str, batch: PackedBatch) -> None:
+            found[phase] = getattr(trainer, f"{phase}_gradients")(batch)[-1]
+
+        def update(phase: str) -> None:
+            trainer.optimizers[phase].step(found.pop(phase))
+            # The count picks the dropout masks of the next step.
+            trainer.step_count += phase == "generator"
+
+        return _pieces(gradients, update, batches)
+
+    def clear(self) -> None:
+        pass
 
     def gradients(self, batches: tuple[PackedBatch, ...]) -> dict[str, Phase]:
         trainer = self._tuner.trainer
@@ -120,10 +165,21 @@ def _plain(name: str) -> str:
     return name.replace("encoder.model.", "encoder.", 1)
 
 
+def _pieces(
+    gradients: Callable[[str, Any], None], update: Callable[[str], None], batches: tuple[Any, ...]
+) -> list[Piece]:
+    """`gradients(phase, batch)` and `update(phase)` under the names in `PIECES`."""
+    found: list[Piece] = []
+    for phase, batch in zip(PIECES[::2], batches, strict=True):
+        found.append((phase, lambda phase=phase, batch=batch: gradients(phase, batch)))  # type: ignore[misc]
+        found.append((f"{phase}_update", lambda phase=phase: update(phase)))  # type: ignore[misc]
+    return found
+
+
 class Padded:
     """B0: transformers, padded to the longest, autocast, plain Adam, every phase in full."""
 
-    name: ClassVar[str] = "B0"
+    name: ClassVar[str] = "b0"
     what: ClassVar[str] = "transformers, padded, autocast, plain Adam"
 
     def __init__(self, setup: Setup) -> None:
@@ -132,7 +188,7 @@ class Padded:
         encoder.pooler = None  # type: ignore[assignment]
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
-        self._device = setup.device
+        self._device, self._task = setup.device, setup.task
         self._reference = ReferenceFinetuner(
             encoder.train().to(device=setup.device),
             copy.deepcopy(setup.task_head).to(setup.device),
@@ -146,23 +202,57 @@ class Padded:
             autocast=autocast_dtype(config.precision),
         )
 
-    def prepare(self, draws: StepDraws) -> tuple[Any, ...]:
-        labeled, *sides = (_padded(part.to(self._device)) for part in draws.parts())
+    def prepare(self, draws: StepDraws) -> Any:
+        """(T batch, (D's other, D's English), (G's other, G's English)), as the reference reads."""
+        labeled, *sides = (padded(part.to(self._device)) for part in draws.parts())
         return labeled, tuple(sides[:2]), tuple(sides[2:])
 
-    def step(self, batches: tuple[Any, ...]) -> object:
+    def warm_up(self, batches: Any) -> None:
+        pass
+
+    def step(self, batches: Any) -> object:
         return self._reference.step(*batches)
 
-    def gradients(self, batches: tuple[Any, ...]) -> dict[str, Phase]:
-        labeled, draw_d, draw_g = batches
+    def pieces(self, batches: Any) -> list[Piece]:
+        optimizers = self.optimizers()
+        return _pieces(self.backward, lambda phase: optimizers[phase].step(), batches)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The three, by phase."""
         reference = self._reference
-        return {
-            "task": self._phase(reference.task_loss(labeled), ("encoder.", "task_head.")),
-            "discriminator": self._phase(
-                reference.discriminator_loss(*draw_d), ("discriminator.",)
-            ),
-            "generator": self._phase(reference.generator_loss(*draw_g), ("encoder.",)),
+        adams = (reference.adam_task, reference.adam_discriminator, reference.adam_generator)
+        return dict(zip(PIECES[::2], adams, strict=True))
+
+    def clear(self) -> None:
+        for parameter in self._parameters().values():
+            parameter.grad = None
+
+    def backward(self, phase: str, batch: Any) -> Tensor:
+        """The loss of a phase; its gradients, and no others, are in `.grad`."""
+        reference = self._reference
+        if phase == "task":
+            loss = reference.task_loss(batch)
+        elif phase == "discriminator":
+            loss = reference.discriminator_loss(*batch)
+        else:
+            loss = reference.generator_loss(*batch)
+        self.clear()
+        loss.backward()
+        return loss.detach()
+
+    def gradients(self, batches: Any) -> dict[str, Phase]:
+        owned = {
+            "task": ("encoder.", "task_head."),
+            "discriminator": ("discriminator.",),
+            "generator": ("encoder.",),
         }
+        found: dict[str, Phase] = {}
+        for (phase, starts), batch in zip(owned.items(), batches, strict=True):
+            loss = self.backward(phase, batch)
+            named = {n: p.grad for n, p in self._parameters().items() if n.startswith(starts)}
+            found[phase] = loss, {n: g for n, g in named.items() if g is not None}
+        self.clear()
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         return {n: p.detach() for n, p in self._parameters().items()}
@@ -178,16 +268,9 @@ class Padded:
             f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()
         }
 
-    def _phase(self, loss: Tensor, owned: tuple[str, ...]) -> Phase:
-        named = {n: p for n, p in self._parameters().items() if n.startswith(owned)}
-        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        return loss.detach(), {n: g for n, g in zip(named, found, strict=True) if g is not None}
 
-
-SYSTEMS: tuple[type[System], ...] = (Library, Padded)
-
-
-def _padded(batch: PackedBatch) -> PaddedBatch:
+def padded(batch: PackedBatch) -> PaddedBatch:
+    """The batch padded to its longest sequence, NER labels too."""
     ids, mask = batch.pad(0)
     labels = batch.labels
     if labels is not None and len(labels) == batch.num_tokens:

@@ -2,17 +2,22 @@
 
 All systems run in the same process over the same batches in turn. Before anything is timed, each
 is checked against the reference; no ratio is printed for one that fails, and the exit status is 1.
+
+--json FILE: for one shape the file is its result, an object; for two it is {"results": [one such
+object a shape]}. A result has shape, device, step_seconds {system: median}, ratio_b0 and ratio_b1
+(medians of the paired ratios baseline / library; null for a baseline left out), floor_fraction
+(the library's), peak_memory_bytes {system: bytes}, versions, and by system: runs, pairs, phases,
+tflops, floor_fractions, compile; further tokens, floor, checks, lengths, settings, machine and
+environment. Where a check failed, nothing that is a time is in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,96 +27,71 @@ from step_batches import (
     DrawnTexts,
     RealTexts,
     Shape,
-    StepDraws,
     make_tokenizer,
     real_texts,
-    step_flops,
 )
-from step_check import Check, check
-from step_machine import Memory, copy_bandwidth, describe, matrix_rate, seconds
-from step_report import print_checks, print_head, print_times
-from step_systems import SYSTEMS, Library, Padded, Setup, System
-from torch import Tensor
-from transformers import BertConfig, BertModel, PreTrainedModel
+from step_check import Check, check, check_draws
+from step_compiled import Compiled, compiler_missing
+from step_floor import floor
+from step_machine import (
+    Memory,
+    allocator_environment,
+    copy_bandwidth,
+    describe,
+    matrix_rate,
+    versions,
+)
+from step_models import MODEL_SIZES, make_encoder, make_setup
+from step_report import check_rows, print_checks, print_head, print_times, time_rows
+from step_systems import Library, Padded, Setup, System
+from step_timing import interleaved
 
-from fastadv import FinetuneConfig
-from fastadv.encoder import load_encoder
-from fastadv.heads import output_projection
-from fastadv.precision import resolve_precision
+from fastadv.backends import BACKENDS
 
-# Weights are random: time does not depend on their values.
-MODELS: dict[str, dict[str, Any]] = {
-    # bert-base-multilingual-cased.
-    "mbert": {
-        "vocab_size": 119547,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
-    "tiny": {
-        "vocab_size": 500,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    },
-}
-# The check runs in float32 and several times over; on a CPU its texts are short.
-CHECK_BATCH, CHECK_LENGTH = 3, 24
+SYSTEMS: tuple[type[System], ...] = (Library, Padded, Compiled)
+BASELINES = tuple(kind.name for kind in SYSTEMS[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 0 if every system passed its check, else 1."""
+    """Runs the benchmark; 0 if every system passed its check, 1 if not, 2 if it cannot run."""
     options = _options(argv)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    gpu = device.type == "cuda"
-    options.batch_size = options.batch_size or (32 if gpu else 16)
-    options.steps = options.steps or (20 if gpu else 3)
-    tokenizer = make_tokenizer(options.model, options.data)
-    encoder = _encoder(options.model, len(tokenizer) if options.data else None)
-    names = list(SHAPES) if options.shape == "both" else [options.shape]
-    setups = {n: _setup(encoder, tokenizer, SHAPES[n], options.precision, device) for n in names}
-    precision = setups[names[0]].config.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    report: dict[str, Any] = {
-        "machine": describe(device),
-        "settings": {
-            "model": Path(options.model).name,
-            "batch_size": options.batch_size,
-            "steps": options.steps,
-            "precision": precision,
-            "device": device.type,
-            "data": "real" if options.data else "drawn",
-        },
-        "matrix_tflops": matrix_rate(device, dtype) / 1e12,
-        "copy_gb_per_s": copy_bandwidth(device) / 1e9,
-        "shapes": {},
-    }
-    print_head(report)
-    passed = True
-    for name, setup in setups.items():
-        shape = SHAPES[name]
-        texts = _texts(options, shape, setup)
-        results = report["shapes"][name] = _run(name, setup, texts, options, report)
-        passed = passed and all(c["passed"] for c in results["checks"])
-        print_times(results)
+    try:
+        results = _measure(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"step_time.py: {error}", file=sys.stderr)
+        return 2
     if options.json:
+        report = results[0] if len(results) == 1 else {"results": results}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0 if passed else 1
+    return 0 if all(c["passed"] for r in results for c in r["checks"].values()) else 1
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=[*SHAPES, "both"], default="both")
-    parser.add_argument("--model", default="mbert", help="mbert, tiny, or a model's folder")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--model-size", choices=list(MODEL_SIZES), default="mbert", help="random weights"
+    )
+    model.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face model's folder")
     parser.add_argument("--batch-size", type=_positive, help="default 16, on a GPU 32")
     parser.add_argument("--steps", type=_positive, help="timed steps; default 3, on a GPU 20")
+    parser.add_argument("--baselines", type=_baselines, default=BASELINES, help="default b0,b1")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--data", type=Path, help="take texts from here instead of drawing some")
-    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--backend", choices=BACKENDS, help="of the library's operations")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="take texts, and so their lengths, from debian_topics/LANG.train and "
+        "uner/*/LANG_*-train.iob2 here, cut by the model folder's tokenizer or "
+        "mbert_vocab/vocab.txt; default: lengths drawn from a distribution that is printed",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the batches")
     return parser.parse_args(argv)
 
 
@@ -121,32 +101,31 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _encoder(model: str, vocab_size: int | None) -> PreTrainedModel:
-    if model not in MODELS:
-        return load_encoder(Path(model))
-    settings = MODELS[model]
-    if vocab_size is not None:
-        settings = settings | {"vocab_size": vocab_size}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return BertModel(BertConfig(**settings))
+def _baselines(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    if not set(names) <= set(BASELINES):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected b0, b1 or b0,b1")
+    return tuple(name for name in BASELINES if name in names)
 
 
-def _setup(
-    encoder: PreTrainedModel, tokenizer: Any, shape: Shape, precision: Any, device: torch.device
-) -> Setup:
-    config = FinetuneConfig(precision=precision, max_length=shape.max_length).resolved(shape.task)
-    hidden, std = encoder.config.hidden_size, encoder.config.initializer_range
-    return Setup(
-        encoder,
-        output_projection(hidden, len(shape.labels), std, seed=1),
-        output_projection(hidden, 1, std, seed=2),
-        tokenizer,
-        shape.task,
-        shape.labels,
-        resolve_precision(config, device),
-        device,
-    )
+def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The results of every shape."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    gpu = device.type == "cuda"
+    options.batch_size = options.batch_size or (32 if gpu else 16)
+    options.steps = options.steps or (20 if gpu else 3)
+    if "b1" in options.baselines and (missing := compiler_missing(device)):
+        raise ValueError(f"{missing}; --baselines b0 leaves B1 out")
+    if options.json and not options.json.parent.is_dir():
+        raise ValueError(f"--json {options.json}: found no folder {options.json.parent}")
+    tokenizer = make_tokenizer(options.model, options.data)
+    encoder = make_encoder(options.model_size, options.model, len(tokenizer))
+    results = []
+    for name in SHAPES if options.shape == "both" else [options.shape]:
+        shape = SHAPES[name]
+        setup = make_setup(encoder, tokenizer, shape, device, options.precision, options.backend)
+        results.append(_run(name, setup, _texts(options, shape, setup), options))
+    return results
 
 
 def _texts(options: argparse.Namespace, shape: Shape, setup: Setup) -> DrawnTexts | RealTexts:
@@ -155,116 +134,55 @@ def _texts(options: argparse.Namespace, shape: Shape, setup: Setup) -> DrawnText
     return real_texts(options.data, shape, setup.tokenizer, options.seed)
 
 
+def _head(
+    name: str, setup: Setup, texts: DrawnTexts | RealTexts, options: argparse.Namespace
+) -> dict[str, Any]:
+    model = options.model.resolve().name if options.model else options.model_size
+    return {
+        "shape": name,
+        "device": setup.device.type,
+        "machine": describe(setup.device),
+        "versions": versions(setup.device),
+        "environment": allocator_environment(),
+        "settings": {
+            "model": model,
+            "batch_size": options.batch_size,
+            "steps": options.steps,
+            "precision": setup.config.precision,
+            "backend": setup.config.backend,
+            "seed": options.seed,
+        },
+        "lengths": texts.source,
+        "memory_method": Memory.METHODS.get(setup.device.type),
+    }
+
+
 def _run(
-    name: str,
-    setup: Setup,
-    texts: DrawnTexts | RealTexts,
-    options: argparse.Namespace,
-    rates: dict[str, Any],
+    name: str, setup: Setup, texts: DrawnTexts | RealTexts, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Checks, and if all pass the times, of one shape."""
+    result = _head(name, setup, texts, options)
+    print_head(result)
+    kinds = [kind for kind in SYSTEMS if kind.name in (Library.name, *options.baselines)]
     checks: list[Check] = []
-    small = _check_draws(setup)
-    for kind in SYSTEMS:
+    small = check_draws(setup)
+    for kind in kinds:
         if kind is not Padded:
             checks.append(check(kind, setup, small))
             _free(setup.device)
-    results: dict[str, Any] = {
-        "checks": [dataclasses.asdict(c) | {"passed": c.passed} for c in checks]
-    }
-    print_checks(name, results["checks"])
+    result["checks"] = check_rows(checks)
+    print_checks(result)
     if not all(c.passed for c in checks):
-        return results
+        return result
     draws = [texts.step(options.batch_size) for _ in range(options.steps + 1)]
-    timed = draws[1:]
-    flops = statistics.fmean(step_flops(setup.encoder.config, d) for d in timed)
-    traffic = statistics.fmean(optimizer_bytes(setup, d) for d in timed)
-    matrix_seconds = flops / (rates["matrix_tflops"] * 1e12)
-    floor = matrix_seconds + traffic / (rates["copy_gb_per_s"] * 1e9)
-    results |= {
-        "useful_tokens": statistics.fmean(d.useful_tokens for d in timed),
-        "padded_tokens": statistics.fmean(d.padded_tokens for d in timed),
-        "tflop": flops / 1e12,
-        "optimizer_gb": traffic / 1e9,
-        "floor_seconds": floor,
-        "floor_matrix_seconds": matrix_seconds,
-        "systems": {},
-        "ratios": {},
-    }
-    runs = interleaved(SYSTEMS, setup, draws)
+    dtype = torch.bfloat16 if setup.config.precision == "bf16" else torch.float32
+    rates = matrix_rate(setup.device, dtype), copy_bandwidth(setup.device)
+    least = floor(setup, draws[1:], *rates)
+    measured = interleaved(kinds, setup, draws)
     _free(setup.device)
-    for name, (times, memory) in runs.items():
-        middle = statistics.median(times)
-        results["systems"][name] = {
-            "seconds": middle,
-            "runs": times,
-            "useful_tflops": flops / middle / 1e12,
-            "fraction_of_floor": floor / middle,
-            "peak_memory_gb": memory / 1e9,
-        }
-    own = runs.pop(Library.name)[0]
-    for name, (times, _) in runs.items():
-        pairs = [theirs / ours for theirs, ours in zip(times, own, strict=True)]
-        results["ratios"][name] = {"median": statistics.median(pairs), "pairs": pairs}
-    return results
-
-
-def _check_draws(setup: Setup) -> StepDraws:
-    (shape,) = (s for s in SHAPES.values() if s.task == setup.task)
-    if setup.device.type == "cpu":
-        shape = dataclasses.replace(shape, max_length=CHECK_LENGTH, median=CHECK_LENGTH / 2)
-    return DrawnTexts(shape, setup.encoder.config.vocab_size, seed=1).step(CHECK_BATCH)
-
-
-def optimizer_bytes(setup: Setup, draws: StepDraws) -> int:
-    """Bytes that the updates of T and G cannot do without.
-
-    Per weight 28: the float32 weight and its two moments read and written, the gradient read. Of
-    the embedding table only the rows that the batch holds count: without weight decay the update
-    of the others can wait until they are read. D's few hundred weights are left out.
-    """
-    table: Tensor = setup.encoder.get_input_embeddings().weight  # type: ignore[assignment]
-    pooler = getattr(setup.encoder, "pooler", None)
-    unused = sum(p.numel() for p in pooler.parameters()) if pooler is not None else 0
-    dense = sum(p.numel() for p in setup.encoder.parameters()) - unused - table.numel()
-    rows_task, rows_generator = draws.rows()
-    head = sum(p.numel() for p in setup.task_head.parameters())
-    return 28 * (2 * dense + head + (rows_task + rows_generator) * table.shape[1])
-
-
-def interleaved(
-    kinds: Sequence[type[System]], setup: Setup, draws: Sequence[StepDraws]
-) -> dict[str, tuple[list[float], int]]:
-    """Seconds of every step but the first, and peak memory in bytes, of each system.
-
-    Step by step over the same draws; who goes first changes from step to step. The first draw is
-    stepped through twice, untimed: to make the optimisers' states, then for the memory, which is
-    what a system holds between steps and what a step takes beyond that for a while.
-    """
-    device, memory = setup.device, Memory(setup.device)
-    rounds: list[tuple[str, Callable[[StepDraws], float]]] = []
-    peaks: dict[str, int] = {}
-    times: dict[str, list[float]] = {kind.name: [] for kind in kinds}
-    for kind in kinds:
-        before = memory.held()
-        run = _runner(kind(setup), device)
-        run(draws[0])
-        held = memory.held() - before
-        peaks[kind.name] = held + memory.extra(lambda run=run: run(draws[0]))  # type: ignore[misc]
-        rounds.append((kind.name, run))
-    for number, draw in enumerate(draws[1:]):
-        first = number % len(rounds)
-        for name, run in rounds[first:] + rounds[:first]:
-            times[name].append(run(draw))
-    return {name: (times[name], peaks[name]) for name in times}
-
-
-def _runner(system: System, device: torch.device) -> Callable[[StepDraws], float]:
-    def run(draws: StepDraws) -> float:
-        batches = system.prepare(draws)
-        return seconds(lambda: system.step(batches), device)
-
-    return run
+    result |= time_rows(measured, least, rates, draws[1:], BASELINES)
+    print_times(result)
+    return result
 
 
 def _free(device: torch.device) -> None:

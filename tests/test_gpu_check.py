@@ -149,6 +149,25 @@ def test_takes_medians_from_the_benchmarks(check: ModuleType, tmp_path: Path) ->
         check.parse_benchmarks(path, "")
 
 
+def test_summarises_the_step(check: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    found = {
+        "shape": "ner",
+        "step_seconds": {"library": 0.5, "b0": 0.7},
+        "floor_fraction": 0.25,
+        "ratio_b0": 1.4,
+        "ratio_b1": None,
+        "pairs": {"b0": [1.4]},
+    }
+    path.write_text(json.dumps(found))
+    part = {"status": "passed", "seconds": 3.0, "results": check.parse_step(path, "")}
+    line = check.summary_line("step ner", part)
+    assert line.endswith("0.5 s a step, 25.0% of the floor; b0 / library 1.40")
+    path.write_text(json.dumps({"shape": "ner", "checks": {}}))
+    with pytest.raises(ValueError, match="found no times"):
+        check.parse_step(path, "")
+
+
 def test_without_a_gpu_it_says_so_and_writes_nothing(
     check: ModuleType,
     tmp_path: Path,

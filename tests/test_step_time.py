@@ -1,4 +1,4 @@
-"""The whole-step benchmark: its count of operations, its check, and what it reports."""
+"""The whole-step benchmark: its options, its check, and what it reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import fastadv.trainer
-from fastadv.tokenization import TokenSequence
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-TINY = ("--model", "tiny", "--shape", "ner", "--batch-size", "2", "--steps", "2", "--device", "cpu")
+TINY = ("--model-size", "tiny", "--shape", "ner", "--batch-size", "2", "--device", "cpu")
+QUICK = (*TINY, "--steps", "2", "--baselines", "b0", "--precision", "fp32")
+SYSTEMS = ("library", "b0", "b1")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -35,43 +36,86 @@ def step_time(load: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     # The machine's rates take a second and more to measure.
     monkeypatch.setattr(module, "matrix_rate", lambda device, dtype: 1e12)
     monkeypatch.setattr(module, "copy_bandwidth", lambda device: 1e9)
+    # Traced as ever but not compiled, which takes a minute; test_step_compiled.py does compile.
+    monkeypatch.setattr(module.Compiled, "backend", "eager")
     return module
 
 
-def sequences(*lengths: int) -> list[list[TokenSequence]]:
-    return [[TokenSequence(np.arange(n, dtype=np.int32), label=0)] for n in lengths]
+def check_result(found: dict[str, Any], shape: str, systems: tuple[str, ...]) -> None:
+    """A result holds all that the module's docstring promises, and its numbers agree."""
+    assert (found["shape"], found["device"]) == (shape, "cpu")
+    assert found["versions"]["torch"] == torch.__version__
+    assert set(found["checks"]) == set(systems) - {"b0"}
+    assert all(check["passed"] for check in found["checks"].values())
+    for key in ("step_seconds", "peak_memory_bytes", "runs", "phases", "tflops", "floor_fractions"):
+        assert tuple(found[key]) == systems, key
+    runs, floor = found["runs"], found["floor"]["seconds"]
+    for name, seconds in found["step_seconds"].items():
+        assert len(runs[name]) == found["settings"]["steps"]
+        assert seconds == pytest.approx(np.median(runs[name])) and seconds > 0
+        # Rounded apart by nothing but float64.
+        assert found["tflops"][name] == pytest.approx(found["floor"]["tflop"] / seconds)
+        assert found["floor_fractions"][name] == pytest.approx(floor / seconds)
+        parts = found["phases"][name].values()
+        assert sum(part["share"] for part in parts) == pytest.approx(1)
+        assert all(part["seconds"] > 0 for part in parts)
+        assert isinstance(found["peak_memory_bytes"][name], int)
+    assert found["floor_fraction"] == found["floor_fractions"]["library"]
+    assert found["floor"]["matrix_seconds"] + found["floor"]["copy_seconds"] == floor
+    assert 0 < found["tokens"]["useful"] < found["tokens"]["padded"]
+    for name in ("b0", "b1"):
+        if name not in systems:
+            assert found[f"ratio_{name}"] is None and name not in found["pairs"]
+            continue
+        pairs = [a / b for a, b in zip(runs[name], runs["library"], strict=True)]
+        assert found["pairs"][name] == pytest.approx(pairs)
+        assert found[f"ratio_{name}"] == pytest.approx(np.median(pairs))
 
 
-def test_reports_what_it_measured(tmp_path: Path) -> None:
+def test_reports_what_it_measured(
+    step_time: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000000")
     target = tmp_path / "report.json"
+    assert step_time.main([*TINY, "--steps", "3", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    check_result(found, "ner", SYSTEMS)
+    assert found["ratio_b1"] is not None and found["compile"]["b1"]["graphs"] > 0
+    assert set(found["compile"]) == {"b1"}
+    assert found["settings"]["batch_size"] == 2 and found["settings"]["model"] == "tiny"
+    assert found["environment"]["MALLOC_TRIM_THRESHOLD_"] == "1000000000"
+    assert "log-normal, median 15.7 word-pieces" in found["lengths"]
+    printed = capsys.readouterr().out
+    for words in (found["lengths"], "ratio b0 / library", "ratio b1 / library", "b1 equals the"):
+        assert words in printed
+    assert "generator update" in printed and "MALLOC_TRIM_THRESHOLD_ 1000000000" in printed
+
+
+def test_both_shapes_as_a_script(tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    command = [sys.executable, str(BENCHMARKS / "step_time.py"), *QUICK, "--steps", "1"]
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "step_time.py"), *TINY, "--json", str(target)],
+        [*command, "--shape", "both", "--json", str(target)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "ratio B0 / library" in done.stdout and "equals the reference" in done.stdout
     report = json.loads(target.read_text())
-    assert report["settings"]["batch_size"] == 2 and report["machine"]["torch"] == torch.__version__
-    found = report["shapes"]["ner"]
-    assert all(check["passed"] for check in found["checks"])
-    assert 0 < found["useful_tokens"] < found["padded_tokens"]
-    assert 0 < found["floor_matrix_seconds"] < found["floor_seconds"]
-    for system in ("library", "B0"):
-        row = found["systems"][system]
-        assert len(row["runs"]) == 2 and min(row["runs"]) <= row["seconds"] <= max(row["runs"])
-        # Rounded apart by nothing but float64.
-        assert row["useful_tflops"] == pytest.approx(found["tflop"] / row["seconds"])
-        assert row["fraction_of_floor"] == pytest.approx(found["floor_seconds"] / row["seconds"])
-    runs = [found["systems"][name]["runs"] for name in ("B0", "library")]
-    pairs = [theirs / ours for theirs, ours in zip(*runs, strict=True)]
-    assert found["ratios"]["B0"]["pairs"] == pytest.approx(pairs)
+    assert list(report) == ["results"]
+    for found, shape in zip(report["results"], ("ner", "news"), strict=True):
+        check_result(found, shape, ("library", "b0"))
 
 
 def test_prints_no_ratio_where_the_generator_loss_is_wrong(
-    step_time: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    step_time: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Labels not flipped: the loss of D, which is a plausible number.
     def unflipped(h: Any, english: Any, *rest: Any, **options: Any) -> Any:
@@ -79,9 +123,27 @@ def test_prints_no_ratio_where_the_generator_loss_is_wrong(
 
     right = fastadv.trainer.generator_loss
     monkeypatch.setattr(fastadv.trainer, "generator_loss", unflipped)
-    assert step_time.main(TINY) == 1
+    target = tmp_path / "report.json"
+    assert step_time.main([*QUICK, "--json", str(target)]) == 1
     printed = capsys.readouterr().out
     assert "DIFFERS FROM" in printed and "ratio" not in printed and "seconds" not in printed
+    found = json.loads(target.read_text())
+    assert not found["checks"]["library"]["passed"]
+    assert not {"step_seconds", "ratio_b0", "runs", "phases"} & set(found)
+
+
+def test_a_wrong_baseline_is_not_timed_either(
+    step_time: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The mean over both sides together: half of L_D and L_G.
+    class Halved(step_time.Compiled):
+        def _side_loss(self, part: Any, phase: str) -> Any:
+            return super()._side_loss(part, phase) / 2
+
+    monkeypatch.setattr(step_time, "SYSTEMS", (step_time.Library, step_time.Padded, Halved))
+    assert step_time.main([*QUICK, "--baselines", "b1"]) == 1
+    printed = capsys.readouterr().out
+    assert "library equals" in printed and "b1 DIFFERS FROM" in printed and "ratio" not in printed
 
 
 @pytest.mark.parametrize("phase", ["task", "discriminator", "generator"])
@@ -94,7 +156,50 @@ def test_an_update_left_out_fails_the_check(
             return super().step(batches)
 
     monkeypatch.setattr(step_time, "SYSTEMS", (Forgetful, step_time.Padded))
-    assert step_time.main(TINY) == 1
+    assert step_time.main(QUICK) == 1
+
+
+def test_options_reach_the_run(
+    step_time: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def run(name: str, setup: Any, texts: Any, options: Any) -> dict[str, Any]:
+        seen.append((name, setup.config.backend, setup.device.type, options.baselines))
+        return {"checks": {}}
+
+    monkeypatch.setattr(step_time, "_run", run)
+    small = ("--model-size", "tiny", "--device", "cpu")
+    assert step_time.main([*small, "--backend", "torch", "--baselines", "b1,b0"]) == 0
+    assert seen == [(name, "torch", "cpu", ("b0", "b1")) for name in ("ner", "news")]
+    for wrong in (
+        ("--backend", "gpu"),
+        ("--baselines", "b2"),
+        ("--model-size", "huge"),
+        ("--model-size", "tiny", "--model", "."),
+        ("--steps", "0"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            step_time.main(wrong)
+        assert refused.value.code == 2
+    capsys.readouterr()
+
+
+def test_what_cannot_run_is_said_in_a_line(
+    step_time: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(step_time, "compiler_missing", lambda device: "found no C++ compiler")
+    for options, words in (
+        (("--baselines", "b1"), "--baselines b0 leaves B1 out"),
+        (("--data", str(tmp_path)), "found no mbert_vocab/vocab.txt"),
+        (("--json", str(tmp_path / "no" / "x.json")), "found no folder"),
+    ):
+        assert step_time.main([*QUICK, *options]) == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
 
 
 def test_a_gradient_left_out_or_not_a_number_fails_the_check(load: Any) -> None:
@@ -105,71 +210,3 @@ def test_a_gradient_left_out_or_not_a_number_fails_the_check(load: Any) -> None:
     assert worst({"task": (loss, {})}, expected) > 0.9
     nan = worst({"task": (loss, {"w": one * float("nan")})}, expected)
     assert not load("step_check").Check("x", 0.0, nan, 0.0, None).passed
-
-
-def test_operations_of_a_hand_computed_step(load: Any) -> None:
-    batches = load("step_batches")
-    config = SimpleNamespace(hidden_size=2, num_hidden_layers=3, intermediate_size=5)
-    # A layer has 4*2*2 + 2*2*5 = 36 weights, three have 108: 216 operations a token. Attention:
-    # 4 * 3 layers * 2 wide = 24 by the square of the length.
-    assert batches.forward_flops(config, [1]) == 216 + 24
-    assert batches.forward_flops(config, [2, 3]) == 216 * 5 + 24 * (4 + 9)
-    draws = batches.StepDraws(
-        sequences(4, 2), sequences(1), sequences(2), sequences(3), sequences(1)
-    )
-    units = 3 * (216 * 6 + 24 * 20) + (240 + 216 * 2 + 24 * 4) + 3 * (216 * 3 + 24 * 9 + 240)
-    assert batches.step_flops(config, draws) == units
-    assert (draws.useful_tokens, draws.padded_tokens) == (13, 15)
-    # Pieces 0..3 in the T batch, 0..2 in the G batch.
-    assert draws.rows() == (4, 3)
-
-
-def test_eleven_units_where_all_five_batches_are_alike(load: Any) -> None:
-    batches = load("step_batches")
-    config = SimpleNamespace(hidden_size=8, num_hidden_layers=2, intermediate_size=16)
-    draws = batches.StepDraws(*(sequences(5, 9) for _ in range(5)))
-    assert batches.step_flops(config, draws) == 11 * batches.forward_flops(config, [5, 9])
-
-
-@pytest.mark.parametrize(("name", "mean"), [("ner", 20), ("news", 180)])
-def test_drawn_lengths_are_as_stated(load: Any, name: str, mean: float) -> None:
-    batches = load("step_batches")
-    lengths = batches.DrawnTexts(batches.SHAPES[name], 1000, seed=4).lengths(20000)
-    # The mean of 20,000 has a standard error of 0.5% or less.
-    assert lengths.mean() == pytest.approx(mean, rel=0.02)
-    assert lengths.min() >= 3 and lengths.max() == batches.SHAPES[name].max_length
-
-
-def test_draws_are_seeded_and_ids_in_range(load: Any) -> None:
-    batches = load("step_batches")
-
-    def drawn(seed: int) -> Any:
-        return batches.DrawnTexts(batches.SHAPES["ner"], 50, seed).step(3).packed()
-
-    first, again, other = drawn(1), drawn(1), drawn(2)
-    for ours, theirs in zip(first, again, strict=True):
-        assert torch.equal(ours.input_ids, theirs.input_ids)
-        assert ours.input_ids.min() >= 1 and ours.input_ids.max() < 50
-    assert not torch.equal(first[0].input_ids, other[0].input_ids)
-    assert first[1].english.tolist() == [False] * 3 + [True] * 3
-
-
-def test_real_texts_come_from_a_folder(load: Any, tmp_path: Path) -> None:
-    batches = load("step_batches")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "rain", "fog", "nebel"]
-    for name, text in {
-        "mbert_vocab/vocab.txt": "\n".join(pieces),
-        "debian_topics/en.train": "NET\train fog rain\nGAMES\tfog",
-        "debian_topics/de.train": "NET\tnebel",
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    tokenizer = batches.make_tokenizer("tiny", tmp_path)
-    texts = batches.real_texts(tmp_path, batches.SHAPES["news"], tokenizer, seed=0)
-    draws = texts.step(20)
-    found = {(tuple(e[0].input_ids.tolist()), e[0].label) for e in draws.labeled}
-    assert found == {((2, 4, 5, 4, 3), 2), ((2, 5, 3), 0)}
-    assert {tuple(e[0].input_ids.tolist()) for e in draws.other_d} == {(2, 6, 3)}
-    assert all(e[0].label is None for e in draws.english_g)
-    with pytest.raises(ValueError, match=r"found no uner/.*, expected one"):
-        batches.real_texts(tmp_path, batches.SHAPES["ner"], tokenizer, seed=0)
