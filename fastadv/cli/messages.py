@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _UNEXPECTED = re.compile(r"Expected an? (?P<expected>.+?)\. Got value: (?P<found>.*)")
+_UNION = re.compile(
+    r"(?P<option>--[\w.]+): Does not validate against any of the Union subtypes "
+    r"Subtypes: \[(?P<kinds>[^\]]*)\] Errors: .* Given value: (?P<found>.*)"
+)
 
 
 @contextmanager
@@ -74,4 +78,8 @@ def usage_mistake(error: BaseException) -> str:
     if missing:
         names = [name.rpartition(".")[2] for name in missing[1].split(", ")]
         return f"found no {' and no '.join(f'--{name}' for name in names)}, expected a value"
+    union = _UNION.fullmatch(text)
+    if union:
+        kinds = ["nothing" if kind == "NoneType" else kind for kind in union["kinds"].split(", ")]
+        return f"{union['option']}: found {union['found']}, expected {' or '.join(kinds)}"
     return _UNEXPECTED.sub(r"found \g<found>, expected \g<expected>", text)

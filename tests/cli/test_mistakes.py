@@ -139,6 +139,7 @@ def test_options_file(
         (["fly"], "fastadv: found 'fly', expected one of train, "),
         (["train"], "fastadv train: found no --model"),
         (["train", "--config.steps", "many"], "--config.steps: found many, expected int"),
+        (["train", "--config.lr_task", "fast"], "--config.lr_task: found fast, expected float or"),
         (["predict", "--modle", "x"], "fastadv predict: "),
         (["embed", "--model"], "--model: expected one argument"),
         (["env", "extra"], "extra"),
