@@ -13,6 +13,7 @@ from fastadv.cli.messages import hush
 from fastadv.cli.options import (
     Reading,
     add_chunk_size,
+    add_input_output,
     add_model,
     add_options_file,
     add_quiet,
@@ -40,13 +41,9 @@ DESCRIPTION = (
 def add_options(parser: ArgumentParser) -> None:
     add_options_file(parser)
     add_model(parser, finetuned=False)
-    parser.add_argument("--input", type=str, default="-", help="file to read; - is standard input")
-    parser.add_argument(
-        "--output",
-        type=str,
-        default="-",
-        help="file to write, there when it is complete: an array if its name ends in .npy, else "
-        "JSON lines; - is JSON lines on standard output",
+    add_input_output(
+        parser,
+        "an array if its name ends in .npy, else JSON lines; - is JSON lines on standard output",
     )
     add_embedding(parser)
     add_chunk_size(parser)

@@ -106,6 +106,17 @@ def model_of(options: Namespace) -> str:
     return str(options.model)
 
 
+def add_input_output(parser: ArgumentParser, form: str) -> None:
+    """`--input` and `--output` of a command that streams; `form` says what the output is."""
+    parser.add_argument("--input", type=str, default="-", help="file to read; - is standard input")
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="-",
+        help=f"file to write, there when it is complete; {form}",
+    )
+
+
 def add_chunk_size(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--chunk_size",

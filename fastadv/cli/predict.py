@@ -15,6 +15,7 @@ from fastadv.cli.messages import hush
 from fastadv.cli.options import (
     Reading,
     add_chunk_size,
+    add_input_output,
     add_model,
     add_options_file,
     add_quiet,
@@ -39,13 +40,7 @@ DESCRIPTION = (
 def add_options(parser: ArgumentParser) -> None:
     add_options_file(parser)
     add_model(parser, finetuned=True)
-    parser.add_argument("--input", type=str, default="-", help="file to read; - is standard input")
-    parser.add_argument(
-        "--output",
-        type=str,
-        default="-",
-        help="file to write, there when it is complete; - is standard output",
-    )
+    add_input_output(parser, "- is standard output")
     parser.add_argument(
         "--batch_size",
         type=int | None,
