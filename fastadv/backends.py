@@ -5,6 +5,7 @@ An operation has up to three: "torch" is the reference, plain PyTorch; "native" 
 decides is, in this order: the argument `backend=`, `use_backend(...)`, the environment variable
 FASTADV_BACKEND, and the table DEFAULTS.  A backend asked for by name that cannot run is an error;
 only the table's own choice goes on to the next that can, and `python -m fastadv env` shows it.
+Products with weights have no Triton kernel: under "triton" they are what the table says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ import torch
 
 BACKENDS = ("torch", "native", "triton")
 
-OPERATIONS = ("masked_mean_pool", "linear_bce")
+OPERATIONS = (
+    "embedding_layer_norm",
+    "linear",
+    "varlen_attention",
+    "dropout_add_layer_norm",
+    "bias_gelu",
+    "masked_mean_pool",
+    "linear_bce",
+)
+
+# Matrix products, for which Triton has nothing that the libraries of CPU and GPU lack.
+PRODUCTS = ("linear",)
 
 # In order of preference, as the benchmark named in a line found it.  Medians of interleaved runs,
 # bfloat16, one thread of a CPU with AVX-512; the CUDA lines are not measured yet: there one pass
@@ -32,6 +44,16 @@ DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
     # bench_linear_bce.py, 64 x 768: 0.023 ms against 0.044, with backward 0.12 against 0.16.
     ("linear_bce", "cpu"): ("native", "torch"),
     ("linear_bce", "cuda"): ("native", "triton", "torch"),
+    ("embedding_layer_norm", "cpu"): ("native", "torch"),
+    ("embedding_layer_norm", "cuda"): ("triton", "torch"),
+    ("linear", "cpu"): ("native", "torch"),
+    ("linear", "cuda"): ("torch",),
+    ("varlen_attention", "cpu"): ("native", "torch"),
+    ("varlen_attention", "cuda"): ("triton", "torch"),
+    ("dropout_add_layer_norm", "cpu"): ("native", "torch"),
+    ("dropout_add_layer_norm", "cuda"): ("triton", "torch"),
+    ("bias_gelu", "cpu"): ("native", "torch"),
+    ("bias_gelu", "cuda"): ("triton", "torch"),
 }
 
 _forced: str | None = None
@@ -120,6 +142,8 @@ def _no_native(op: str, device_type: str) -> str | None:
 
 
 def _no_triton(op: str, device_type: str) -> str | None:
+    if op in PRODUCTS:
+        return "products have no triton kernel, PyTorch's are used with those of triton"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -143,6 +167,8 @@ def resolve(op: str, device: torch.device | str, backend: str | None = None) -> 
     """
     name = backend or _forced or os.environ.get("FASTADV_BACKEND") or None
     device_type = device.type if isinstance(device, torch.device) else torch.device(device).type
+    if name == "triton" and op in PRODUCTS:
+        name = None
     if name is not None:
         reason = why_not(op, name, device_type)
         if reason is not None:

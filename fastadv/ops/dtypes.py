@@ -26,3 +26,15 @@ def check_like(x: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor, name
         raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}, expected {like.device}")
+
+
+def check_dtype(x: torch.Tensor, dtype: torch.dtype, name: str) -> None:
+    """ValueError unless x has this dtype."""
+    if x.dtype != dtype:
+        raise ValueError(f"{name} has dtype {x.dtype}, expected {dtype}")
+
+
+def check_leading(leading: int, rows: int) -> None:
+    """ValueError unless the number of leading rows without gradient is one of 0 to `rows`."""
+    if not 0 <= leading <= rows:
+        raise ValueError(f"leading is {leading}, expected at least 0 and at most the rows, {rows}")

@@ -83,7 +83,7 @@ def test_reasons() -> None:
         for backend in ("native", "triton"):
             reason = why_not(op, backend, "meta")
             assert reason is not None
-            assert "meta" in reason or "extension" in reason or "installed" in reason
+            assert any(word in reason for word in ("meta", "extension", "installed", "products"))
     assert resolve(OP, "meta") == "torch"
 
 

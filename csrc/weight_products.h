@@ -1,0 +1,189 @@
+// Products with weights in bfloat16 by blocks, and the layouts of operands: what linear.cpp runs
+// where the processor has bfloat16 products.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "block_pool.h"
+#include "brgemm.h"
+#include "common.h"
+#include "simd.h"
+
+namespace fastadv {
+
+using c10::BFloat16;
+
+// Whether a product over `depth` with bfloat16 operands goes through brgemm; B
+// holds pairs.
+inline bool packs(at::ScalarType dtype, int64_t depth) {
+  return dtype == at::kBFloat16 && depth % 2 == 0 && depth > 0 && has_brgemm();
+}
+
+// Columns of B that are worked on together: depth x width elements stay in the
+// second-level cache.
+inline int64_t panel_width(int64_t depth) { return depth <= 1024 ? 256 : 128; }
+
+template <typename T>
+FASTADV_INLINE void add_bias_row_body(const float* sum, const float* bias, int64_t width, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) narrow(sum[j] + bias[j], out + j);
+}
+FASTADV_SIMD_FUNCTION(add_bias_row)
+
+template <typename T>
+FASTADV_INLINE void round_row_body(const float* sum, int64_t width, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) narrow(sum[j], out + j);
+}
+FASTADV_SIMD_FUNCTION(round_row)
+
+#if defined(FASTADV_AVX512)
+
+// Panels of the forward's B, (k, n) = weight[n][k]: words of row n are a column
+// of words.
+inline void pack_forward(const float* weight, int64_t n, int64_t k, uint32_t* out) {
+  const int64_t width = panel_width(k);
+  at::parallel_for(0, ceil_div(n, 16), 4, [&](int64_t first, int64_t last) {
+    std::vector<BFloat16> low(16 * k);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t row = block * 16, rows = std::min<int64_t>(16, n - row);
+      round_row(weight + row * k, rows * k, low.data());
+      const int64_t panel = row / width * width, columns = std::min(width, n - panel);
+      transpose_words(reinterpret_cast<const uint32_t*>(low.data()), k / 2, rows, k / 2,
+                      out + panel * (k / 2) + (row - panel), columns);
+    }
+  });
+}
+
+// Panels of the input gradient's B, (n, k) = weight[n][k].
+inline void pack_backward(const float* weight, int64_t n, int64_t k, uint32_t* out) {
+  const int64_t width = panel_width(n);
+  at::parallel_for(0, n / 2, 8, [&](int64_t first, int64_t last) {
+    std::vector<BFloat16> low(2 * k);
+    for (int64_t pair = first; pair < last; ++pair) {
+      round_row(weight + 2 * pair * k, 2 * k, low.data());
+      for (int64_t panel = 0; panel < k; panel += width) {
+        const int64_t columns = std::min(width, k - panel);
+        interleave_rows(low.data() + panel, k, 2, columns, out + panel * (n / 2) + pair * columns,
+                        columns);
+      }
+    }
+  });
+}
+
+// y = x B over (block of rows) x (panel) tasks; finish(row, rows, column,
+// columns, sums) gets every block's sums, rows kept `columns` apart. Panels go
+// outside, so that one stays in cache.
+template <typename Finish>
+void product(const BFloat16* x, int64_t rows, int64_t depth, const BFloat16* packed, int64_t n,
+             const Finish& finish) {
+  const int64_t width = panel_width(depth), panels = ceil_div(n, width);
+  const int64_t blocks = ceil_div(rows, kBlockRows);
+  const bool by_rows = blocks >= 4 * at::get_num_threads() || panels == 1;
+  at::parallel_for(0, by_rows ? blocks : panels, 1, [&](int64_t first, int64_t last) {
+    const BrgemmScope scope;
+    std::vector<float> sums(kBlockRows * width);
+    std::vector<BFloat16> rest;
+    for (int64_t p = by_rows ? 0 : first; p < (by_rows ? panels : last); ++p) {
+      const int64_t column = p * width, columns = std::min(width, n - column);
+      for (int64_t b = by_rows ? first : 0; b < (by_rows ? last : blocks); ++b) {
+        const int64_t row = b * kBlockRows, count = std::min(kBlockRows, rows - row);
+        const BFloat16* a = x + row * depth;
+        if (count < kBlockRows) {
+          rest.assign(kBlockRows * depth, BFloat16(0.0f));
+          std::copy_n(a, count * depth, rest.data());
+          a = rest.data();
+        }
+        brgemm(kBlockRows, columns, depth, a, depth, packed + column * depth, columns, sums.data(),
+               columns, false);
+        finish(row, count, column, columns, sums.data());
+      }
+    }
+  });
+}
+
+// Tokens that one call sums over. Operands of weight gradients are laid out by
+// chunks of so many.
+constexpr int64_t kChunk = 512;
+// Tokens between the rows of a transposed chunk: a power of two would share few
+// cache sets.
+constexpr int64_t kChunkStride = kChunk + 32;
+// A task's part of the result: its operands of one chunk stay in the
+// second-level cache.
+constexpr int64_t kTaskRows = 512, kTaskColumns = 768, kPanel = 256;
+// Columns transposed together.
+constexpr int64_t kStrip = 64;
+
+// Columns [column, column + wide) of g's tokens [begin, end), transposed:
+// (wide, kChunkStride), zeros up to a multiple of 32 tokens.
+inline void transpose_chunk(const BFloat16* g, int64_t n, int64_t begin, int64_t end,
+                            int64_t column, int64_t wide, BFloat16* out) {
+  uint32_t pairs[16 * kStrip];
+  for (int64_t strip = 0; strip < wide; strip += kStrip) {
+    const int64_t columns = std::min(kStrip, wide - strip);
+    auto* words = reinterpret_cast<uint32_t*>(out + strip * kChunkStride);
+    for (int64_t row = begin; row < end; row += 32, words += 16) {
+      const int64_t count = std::min<int64_t>(32, end - row);
+      if (count < 32) std::fill(std::begin(pairs), std::end(pairs), 0u);
+      interleave_rows(g + row * n + column + strip, n, count, columns, pairs, kStrip);
+      transpose_words(pairs, kStrip, 16, columns, words, kChunkStride / 2);
+    }
+  }
+}
+
+// x (rows, k) as (chunks, panels, kChunk / 2, kPanel) words, zeros up to a
+// multiple of 32 tokens.
+inline void interleave_chunks(const BFloat16* x, int64_t rows, int64_t k, BFloat16* out) {
+  const int64_t blocks = ceil_div(rows, 32);
+  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t row = block * 32, count = std::min<int64_t>(32, rows - row);
+      auto* chunk = reinterpret_cast<uint32_t*>(out + row / kChunk * kChunk * k);
+      for (int64_t panel = 0; panel < k; panel += kPanel) {
+        const int64_t wide = std::min(kPanel, k - panel);
+        uint32_t* to = chunk + panel * (kChunk / 2) + row % kChunk / 2 * wide;
+        interleave_rows(x + row * k + panel, k, count, wide, to, wide);
+        std::fill(to + (count + 1) / 2 * wide, to + 16 * wide, 0u);
+      }
+    }
+  });
+}
+
+// grad_weight (n, k) = g^T x, summed over tokens in a fixed order.
+inline void weight_gradient(const BFloat16* g, const BFloat16* x, int64_t rows, int64_t n,
+                            int64_t k, float* grad_weight) {
+  const int64_t chunks = ceil_div(rows, kChunk);
+  const at::Tensor paired = pooled_empty({chunks * k * kChunk}, at::kBFloat16);
+  const auto* b = paired.const_data_ptr<BFloat16>();
+  interleave_chunks(x, rows, k, paired.mutable_data_ptr<BFloat16>());
+  // Pairs of tasks, so that two threads have as much to do.
+  const int64_t task_rows = round_up(ceil_div(n, 2 * ceil_div(n, kTaskRows)), kBlockRows);
+  const int64_t across = ceil_div(k, kTaskColumns);
+  at::parallel_for(0, ceil_div(n, task_rows) * across, 1, [&](int64_t first, int64_t last) {
+    const BrgemmScope scope;
+    std::vector<BFloat16> a(task_rows * kChunkStride);
+    for (int64_t item = first * chunks; item < last * chunks; ++item) {
+      const int64_t task = item / chunks, chunk = item % chunks;
+      const int64_t top = task / across * task_rows, left = task % across * kTaskColumns;
+      const int64_t bottom = std::min(n, top + task_rows), right = std::min(k, left + kTaskColumns);
+      const int64_t begin = chunk * kChunk, end = std::min(rows, begin + kChunk);
+      transpose_chunk(g, n, begin, end, top, bottom - top, a.data());
+      for (int64_t row = top; row < bottom; row += kBlockRows) {
+        for (int64_t column = left; column < right; column += kPanel) {
+          const int64_t columns = std::min(kPanel, k - column);
+          brgemm(std::min(kBlockRows, n - row), columns, round_up(end - begin, 32),
+                 a.data() + (row - top) * kChunkStride, kChunkStride,
+                 b + (chunk * k + column) * kChunk, columns, grad_weight + row * k + column, k,
+                 chunk > 0);
+        }
+      }
+    }
+  });
+}
+
+#endif
+
+}  // namespace fastadv

@@ -1,0 +1,130 @@
+"""Products with weights, and the copies of weights that they read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastadv import backends
+
+# Weights that some layout was made of.
+_known: Any = WeakTensorKeyDictionary()
+
+
+def _count_updates(optimizer: Optimizer, *_: Any) -> None:
+    """After a step of any optimiser. PyTorch's fused ones do not count the versions of what they
+    write up, as its others and every in-place operation do.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in _known:
+                torch.autograd.graph.increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_count_updates)
+
+
+class WeightLayouts:
+    """Weight matrices in the products' type, laid out for either direction.
+
+    Args:
+        dtype: The products' type.
+        backend: Backend of `linear`; None for the default.
+    """
+
+    def __init__(self, dtype: torch.dtype, backend: str | None) -> None:
+        self.dtype, self.backend = dtype, backend
+        self._made: Any = WeakTensorKeyDictionary()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightLayouts:
+        return WeightLayouts(self.dtype, self.backend)
+
+    def product(self, x: Tensor, weight: Parameter, bias: Tensor | None, y: Tensor) -> None:
+        """y (T, N) = x (T, K) W^T + b, for weight (N, K) and bias (N,)."""
+        layout = self._layouts(weight)[1]
+        if self._native(x):
+            torch.ops.fastadv.linear(x, layout, bias, y)
+        elif bias is None:
+            torch.mm(x, layout.t(), out=y)
+        else:
+            torch.addmm(bias.to(x.dtype), x, layout.t(), out=y)
+
+    def fuses_gelu(self, x: Tensor, weight: Parameter) -> bool:
+        """Whether `product_gelu` and its backward can run: bfloat16 on a CPU that has products of
+        it.
+        """
+        return self._native(x) and self._layouts(weight)[1].dim() == 1
+
+    def product_gelu(
+        self, x: Tensor, weight: Parameter, bias: Tensor, y: Tensor | None, activated: Tensor
+    ) -> None:
+        """activated (T, N) = gelu(x W^T + b), and y = x W^T if it is given."""
+        torch.ops.fastadv.linear_gelu(x, self._layouts(weight)[1], bias, y, activated)
+
+    def backward_input_gelu(
+        self,
+        grad: Tensor,
+        weight: Parameter,
+        x: Tensor,
+        bias: Tensor,
+        grad_x: Tensor,
+        activated: Tensor,
+        grad_bias: Tensor,
+    ) -> None:
+        """From grad (T, K) of a product with gelu(x + bias) to grad_x (T, N) of x and grad_bias;
+        activated becomes gelu(x + bias).
+        """
+        torch.ops.fastadv.linear_gelu_backward(
+            grad, self._layouts(weight)[2], x, bias, grad_x, activated, grad_bias
+        )
+
+    def backward_input(self, grad: Tensor, weight: Parameter, grad_x: Tensor) -> None:
+        """grad_x (T, K) = grad (T, N) W."""
+        layout = self._layouts(weight)[2]
+        if self._native(grad):
+            torch.ops.fastadv.linear(grad, layout, None, grad_x)
+        else:
+            torch.mm(grad, layout, out=grad_x)
+
+    def backward_weight(
+        self, grad: Tensor, x: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
+    ) -> None:
+        """grad_weight (N, K) = grad^T x and grad_bias (N,) the sums of grad's columns, in the type
+        of the weights.
+        """
+        if self._native(x):
+            torch.ops.fastadv.linear_backward_weight(grad, x, grad_weight, grad_bias)
+            return
+        if grad_weight.dtype == x.dtype:
+            torch.mm(grad.t(), x, out=grad_weight)
+        elif x.is_cuda:
+            torch.mm(grad.t(), x, out_dtype=grad_weight.dtype, out=grad_weight)
+        else:
+            torch.mm(grad.t().to(grad_weight.dtype), x.to(grad_weight.dtype), out=grad_weight)
+        if grad_bias is not None:
+            torch.sum(grad, 0, dtype=grad_bias.dtype, out=grad_bias)
+
+    def _native(self, x: Tensor) -> bool:
+        return backends.resolve("linear", x.device, self.backend) == "native"
+
+    def _layouts(self, weight: Parameter) -> tuple[tuple[int, int], Tensor, Tensor]:
+        # An in-place update counts the version up; another tensor has other memory.
+        state = (weight._version, weight.data_ptr())
+        made = self._made.get(weight)
+        if made is None or made[0] != state:
+            made = (state, *self._pack(weight.detach()))
+            self._made[weight] = made
+            _known[weight] = True
+        return made
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if self._native(weight):
+            forward, backward = torch.ops.fastadv.linear_pack(weight, self.dtype)
+            return forward, backward
+        low = weight.to(self.dtype)
+        return low, low
