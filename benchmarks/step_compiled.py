@@ -56,12 +56,10 @@ class Compiled(Padded):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         # Graphs of an earlier instance would stay in memory, be tried first, and count against
-        # the limit beyond which PyTorch no longer compiles, which is an error here.
+        # the limit beyond which PyTorch no longer compiles.
         torch._dynamo.reset()
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
         reference = self._reference
-        for region in _regions(reference.encoder):
-            region.compile(dynamic=True, fullgraph=True, backend=self.backend)
+        compile_regions(reference.encoder, self.backend)
         self._pool = torch.compile(mean_pool, dynamic=True, fullgraph=True, backend=self.backend)
         self._adams = {
             phase: torch.optim.Adam(
@@ -182,9 +180,15 @@ def graphs_compiled() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def _regions(encoder: nn.Module) -> list[nn.Module]:
-    """The embeddings and every layer: the longest list of modules in a transformers encoder."""
+def compile_regions(encoder: nn.Module, backend: str = "inductor") -> None:
+    """Compiles a transformers encoder in place, part by part, with symbolic shapes.
+
+    The parts are the embeddings and every layer: the longest list of modules. From then on it is
+    an error where PyTorch would compile no more, and run the rest as it is.
+    """
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
     layers = list(max(lists, key=len)) if lists else []
     embeddings = getattr(encoder, "embeddings", None)
-    return [*([embeddings] if embeddings is not None else []), *layers]
+    for region in [*([embeddings] if embeddings is not None else []), *layers]:
+        region.compile(dynamic=True, fullgraph=True, backend=backend)

@@ -10,6 +10,7 @@ from typing import Any
 from step_batches import StepDraws
 from step_check import Check
 from step_floor import Floor
+from step_operations import OVERHEAD
 from step_systems import PIECES, Library
 from step_timing import Measured
 
@@ -54,6 +55,7 @@ def time_rows(
         "runs": {name: m.seconds for name, m in measured.items()},
         "pairs": pairs,
         "phases": {name: _phases(m) for name, m in measured.items()},
+        "operations": {name: _shares(m.operations) for name, m in measured.items()},
         "tflops": {name: least.flops / s / 1e12 for name, s in medians.items()},
         "floor_fractions": fractions,
         "compile": {
@@ -84,9 +86,12 @@ def time_rows(
 
 def _phases(measured: Measured) -> dict[str, dict[str, float]]:
     """Median seconds of every part, and its share of their sum."""
-    medians = {name: statistics.median(times) for name, times in measured.pieces.items()}
-    whole = sum(medians.values())
-    return {name: {"seconds": s, "share": s / whole} for name, s in medians.items()}
+    return _shares({name: statistics.median(times) for name, times in measured.pieces.items()})
+
+
+def _shares(seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    whole = sum(seconds.values())
+    return {name: {"seconds": s, "share": s / whole} for name, s in seconds.items()}
 
 
 def print_head(result: Mapping[str, Any]) -> None:
@@ -141,6 +146,7 @@ def print_times(result: Mapping[str, Any]) -> None:
             f"({min(pairs):.2f} to {max(pairs):.2f} over {len(pairs)} pairs)"
         )
     _print_phases(result)
+    _print_operations(result)
     for name, row in result["compile"].items():
         print(
             f"  {name} compiled {row['graphs']} graphs in {row['seconds']:.0f} s before anything "
@@ -156,3 +162,24 @@ def _print_phases(result: Mapping[str, Any]) -> None:
         cells = (row[piece] for row in result["phases"].values())
         columns = "".join(f"{cell['seconds']:>11.4g}{cell['share']:>7.1%}" for cell in cells)
         print(f"  {piece.replace('_', ' '):<22}{columns}")
+
+
+def _print_operations(result: Mapping[str, Any]) -> None:
+    """The largest of any system first; a group of which a system has nothing is a dash."""
+    found = result["operations"]
+    largest: dict[str, float] = {}
+    for rows in found.values():
+        for group, cell in rows.items():
+            largest[group] = max(largest.get(group, 0.0), cell["seconds"])
+    ordered = sorted(largest, key=lambda group: (group == OVERHEAD, -largest[group]))
+    width = max(map(len, ordered)) + 2
+    print("  by operation, in one more step under the profiler: ms and share")
+    print(f"  {'':<{width}}" + "".join(f"{name:>18}" for name in found))
+    for group in ordered:
+        columns = ""
+        for rows in found.values():
+            cell = rows.get(group)
+            columns += (
+                f"{cell['seconds'] * 1e3:>11.4g}{cell['share']:>7.1%}" if cell else f"{'-':>18}"
+            )
+        print(f"  {group:<{width}}{columns}")

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from fastadv import AdversarialFinetuner
 from fastadv.config import ResolvedConfig, Task
-from fastadv.encoder import set_dropout
 from fastadv.packing import IGNORE_INDEX, PackedBatch
+from fastadv.padded_encoder import set_dropout
 from fastadv.precision import autocast_dtype
 from fastadv.reference import PaddedBatch, ReferenceFinetuner
 
@@ -130,7 +130,14 @@ class Library:
         found: dict[str, Any] = {}
 
         def gradients(phase: str, batch: PackedBatch) -> None:
-            found[phase] = getattr(trainer, f"{phase}_gradients")(batch)[-1]
+            if phase == "discriminator":
+                # One pass of the encoder for D and G: its time is counted as D's.
+                found["pooled"] = trainer.pooled_draws(batch, batches[2])
+                found[phase] = trainer.discriminator_gradients(batch, found["pooled"][0])[-1]
+            elif phase == "generator":
+                found[phase] = trainer.generator_gradients(batch, found.pop("pooled")[1])[-1]
+            else:
+                found[phase] = trainer.task_gradients(batch)[-1]
 
         def update(phase: str) -> None:
             trainer.optimizers[phase].step(found.pop(phase))
@@ -145,8 +152,9 @@ class Library:
     def gradients(self, batches: tuple[PackedBatch, ...]) -> dict[str, Phase]:
         trainer = self._tuner.trainer
         loss_task, task = trainer.task_gradients(batches[0])
-        loss_d, _, discriminator = trainer.discriminator_gradients(batches[1])
-        loss_g, generator = trainer.generator_gradients(batches[2])
+        pooled_d, pooled_g = trainer.pooled_draws(batches[1], batches[2])
+        loss_d, _, discriminator = trainer.discriminator_gradients(batches[1], pooled_d)
+        loss_g, generator = trainer.generator_gradients(batches[2], pooled_g)
         return {
             "task": (loss_task, self._named("task", task)),
             "discriminator": (loss_d, self._named("discriminator", discriminator)),
@@ -154,15 +162,19 @@ class Library:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        return {_plain(n): p.detach() for n, p in self._model.named_parameters()}
+        return self._plain({n: p.detach() for n, p in self._model.named_parameters()})
 
     def _named(self, phase: str, gradients: Any) -> dict[str, Tensor]:
-        names = map(_plain, self._tuner.trainer.optimizers[phase].names)
-        return {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
+        names = self._tuner.trainer.optimizers[phase].names
+        return self._plain({n: g for n, g in zip(names, gradients, strict=True) if g is not None})
 
-
-def _plain(name: str) -> str:
-    return name.replace("encoder.model.", "encoder.", 1)
+    def _plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's under transformers' names."""
+        start = "encoder."
+        ours = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+        theirs = self._model.encoder.to_huggingface(ours)
+        others = {n: t for n, t in tensors.items() if not n.startswith(start)}
+        return {f"{start}{n}": t for n, t in theirs.items()} | others
 
 
 def _pieces(

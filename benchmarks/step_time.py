@@ -7,6 +7,7 @@ is checked against the reference; no ratio is printed for one that fails, and th
 object a shape]}. A result has shape, device, step_seconds {system: median}, ratio_b0 and ratio_b1
 (medians of the paired ratios baseline / library; null for a baseline left out), floor_fraction
 (the library's), peak_memory_bytes {system: bytes}, versions, and by system: runs, pairs, phases,
+operations (of one more step, under the profiler: {group: seconds and share}; step_operations.py),
 tflops, floor_fractions, compile; further tokens, floor, checks, lengths, settings, machine and
 environment. Where a check failed, nothing that is a time is in it.
 """

@@ -10,6 +10,7 @@ from typing import TypeVar
 from step_batches import StepDraws
 from step_compiled import graphs_compiled
 from step_machine import Memory, seconds
+from step_operations import operations
 from step_systems import PIECES, Setup, System
 
 Result = TypeVar("Result")
@@ -22,6 +23,7 @@ class Measured:
     Attributes:
         seconds: Of every timed step.
         pieces: Seconds of every part of a step, by its name in `PIECES`, in rounds of their own.
+        operations: Seconds of one more step, under the profiler, by group of operations.
         peak_memory_bytes: What the system holds between steps and what a step takes beyond that
             for a while; None where it cannot be measured.
         warm_up_seconds: Of what is done once for all steps: compiling.
@@ -31,6 +33,7 @@ class Measured:
 
     seconds: list[float] = field(default_factory=list)
     pieces: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PIECES})
+    operations: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     warm_up_seconds: float = 0.0
     graphs: int = 0
@@ -44,7 +47,8 @@ def interleaved(
 
     Step by step, and who goes first changes from step to step. The first draw warms up, makes the
     optimisers' states and gives the memory; all others are timed whole, then half of them (at
-    least one) once more in parts, so that waiting for the device between parts costs no step.
+    least one) once more in parts, so that waiting for the device between parts costs no step, and
+    the second once under the profiler, whose own time no ratio sees.
     """
     found = {kind.name: Measured() for kind in kinds}
     systems = [_start(kind, setup, draws[0], found[kind.name]) for kind in kinds]
@@ -55,6 +59,8 @@ def interleaved(
     for number, draw in enumerate(timed[: (len(timed) + 1) // 2]):
         for system in _rotated(systems, number):
             _time_pieces(system, setup, draw, found[system.name])
+    for system in systems:
+        found[system.name].operations = _profile(system, setup, timed[0], found[system.name])
     return found
 
 
@@ -103,6 +109,17 @@ def _time_pieces(system: System, setup: Setup, draw: StepDraws, found: Measured)
 
     for name, taken in _without_compiling(once, found):
         found.pieces[name].append(taken)
+
+
+def _profile(system: System, setup: Setup, draw: StepDraws, found: Measured) -> dict[str, float]:
+    batches = system.prepare(draw)
+
+    def once() -> dict[str, float]:
+        taken = operations(lambda: system.step(batches), setup.device)
+        system.clear()
+        return taken
+
+    return _without_compiling(once, found)
 
 
 def _without_compiling(once: Callable[[], Result], found: Measured) -> Result:

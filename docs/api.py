@@ -12,6 +12,7 @@ PUBLIC = (
     "backends",
     "data",
     "discriminator_health",
+    "encoder",
     "labels",
     "metrics",
     "ops",

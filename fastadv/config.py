@@ -14,6 +14,7 @@ from typing import Literal
 
 Task = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp32"]
+EncoderChoice = Literal["auto", "packed", "padded"]
 
 TASKS: tuple[Task, ...] = ("classification", "ner")
 
@@ -45,6 +46,11 @@ class FinetuneConfig:
             "BERT En-labels" row: task phase only, same code, same task batches.
         batch_size: Labelled examples in a task batch; a D or G batch holds as many texts of each
             side. Ours: the paper does not state it.
+        tokens_per_batch: Word pieces in a task batch instead of a number of examples: it takes the
+            next examples as long as they fit, special tokens and all windows of a sentence
+            counted; one with more is a batch by itself. In a D or G batch it holds for either
+            side, which get equally many texts. Losses stay means over examples, so that those in
+            batches of few, long texts weigh more. None for batch_size. Ours.
         max_length: Longest sequence in word pieces with special tokens. Default 256 for documents
             (longer ones are cut), 128 for NER (longer sentences become overlapping windows). Ours.
         window_overlap: Word pieces shared by neighbouring windows of a long NER sentence. Default
@@ -60,14 +66,19 @@ class FinetuneConfig:
         dropout: Encoder dropout (hidden and attention) in all three phases; None keeps the
             checkpoint's own, 0.1 for multilingual BERT. Ours.
         head_dropout: Dropout before the task head. Ours: none.
-        precision: "bf16" runs the encoder under bfloat16 autocast over float32 weights, "fp32"
-            in float32, "auto" takes bf16 where the processor multiplies bfloat16 itself. Ours.
+        precision: "bf16" runs the encoder's matrix products in bfloat16 over float32 weights,
+            "fp32" in float32, "auto" takes bf16 where the processor multiplies bfloat16 itself.
+            Ours.
+        encoder: "packed" is the library's encoder, without padding, for BERT, RoBERTa, XLM-RoBERTa
+            and DistilBERT; "padded" is transformers' own, for any; "auto" takes "packed" where it
+            can. Ours.
         seed: Seeds head initialisation, data order and dropout; nothing else is random.
         source_language: Code of the labelled language, the paper's English.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
         eval_at_start: Also evaluate before the first step (the origin of Figure 2).
-        eval_batch_size: Sequences in an evaluation batch.
+        eval_batch_size: Sequences of the greatest length in an evaluation batch; of shorter ones
+            as many as take no more word pieces.
         checkpoint_every: Steps between checkpoints; 0 for one at the end only.
         log_every: Steps between training records in metrics.jsonl.
         backend: Backend of our operations ("torch", "native", "triton"); None leaves the choice
@@ -77,6 +88,7 @@ class FinetuneConfig:
     steps: int = 2000
     adversarial: bool = True
     batch_size: int = 32
+    tokens_per_batch: int | None = None
     max_length: int | None = None
     window_overlap: int | None = None
     lr_task: float | None = None
@@ -90,6 +102,7 @@ class FinetuneConfig:
     dropout: float | None = None
     head_dropout: float = 0.0
     precision: Precision = "auto"
+    encoder: EncoderChoice = "auto"
     seed: int = 0
     source_language: str = "en"
     eval_every: int = 100
@@ -149,6 +162,8 @@ def _check(config: FinetuneConfig) -> None:
     for name in _AT_LEAST_ONE:
         if getattr(config, name) < 1:
             refuse(name, "a whole number of at least 1")
+    if config.tokens_per_batch is not None and config.tokens_per_batch < 1:
+        refuse("tokens_per_batch", "a whole number of at least 1, or None for batch_size")
     for name in _AT_LEAST_ZERO:
         value = getattr(config, name)
         if value is not None and value < 0:
@@ -169,3 +184,5 @@ def _check(config: FinetuneConfig) -> None:
         refuse("max_length", "at least 3, one piece between two special tokens")
     if config.precision not in ("auto", "bf16", "fp32"):
         refuse("precision", "'auto', 'bf16' or 'fp32'")
+    if config.encoder not in ("auto", "packed", "padded"):
+        refuse("encoder", "'auto', 'packed' or 'padded'")

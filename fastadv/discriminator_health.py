@@ -121,7 +121,9 @@ def _newest_first(
             continue
         accuracy = None if later is None else later.get("discriminator_accuracy")
         if later is not None and accuracy is not None and later["step"] > record["step"]:
-            texts = 2 * config.batch_size * (later["step"] - record["step"])
+            # Files of earlier versions, whose batches were all alike, do not say how many.
+            alike = 2 * config.batch_size * (later["step"] - record["step"])
+            texts = later.get("discriminator_texts", alike)
             yield _Interval(record["step"], later["step"], texts, accuracy)
         later = record
 

@@ -6,6 +6,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from fastadv.batching import Side, draw_within
 from fastadv.packing import PackedBatch, pack
 from fastadv.sampling import MixedSampler, Sampler
 from fastadv.tokenization import TokenizedDataset
@@ -21,6 +24,9 @@ class Draws:
         others: Unlabelled sequences by language; every D or G batch shares them out equally.
         batch_size: Labelled examples in a task batch; texts of each side in a D or G batch.
         seed: Seed of the order.
+        tokens_per_batch: Instead of `batch_size`, the word pieces that a task batch, or each side
+            of a D or G batch, may hold; an example with more makes a batch of one. D and G
+            batches keep as many texts of one side as of the other, as the paper's losses do.
     """
 
     def __init__(
@@ -30,12 +36,17 @@ class Draws:
         others: Mapping[str, TokenizedDataset],
         batch_size: int,
         seed: int,
+        tokens_per_batch: int | None = None,
     ) -> None:
         self.labeled, self.others = labeled, dict(others)
         self.english = [(dataset, i) for dataset in english for i in range(len(dataset))]
         self._named = {"labeled": [labeled], "english": list(english)}
         self._named |= {language: [dataset] for language, dataset in others.items()}
-        self.batch_size = batch_size
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        # Computed once: lengths of a data set are differences of all its offsets.
+        self._pieces = {language: dataset.lengths for language, dataset in self.others.items()}
+        self._pieces_labeled = labeled.lengths
+        self._pieces_english = _joined([dataset.lengths for dataset in english])
         # Task draws have a stream of their own, so that a baseline run sees the same ones.
         self._task = Sampler(len(labeled), seed, "task")
         self._english: Sampler | None = None
@@ -47,7 +58,7 @@ class Draws:
 
     def task_batch(self) -> PackedBatch:
         """Line 2: labelled source-language text."""
-        indices = self._task.draw(self.batch_size)
+        (indices,) = self._draw(Side(self._task, lambda i: int(self._pieces_labeled[i])))
         return pack([self.labeled[int(i)] for i in indices])
 
     def language_batch(self) -> PackedBatch | None:
@@ -56,13 +67,21 @@ class Draws:
         """
         if self._english is None or self._others is None:
             return None
-        others = self._others.draw(self.batch_size)
-        english = self._english.draw(self.batch_size)
+        others, english = self._draw(
+            Side(self._others, lambda drawn: int(self._pieces[drawn[0]][drawn[1]])),
+            Side(self._english, lambda i: int(self._pieces_english[i])),
+        )
         sequences = [self.others[language][int(i)] for language, i in others]
         for chosen in english:
             dataset, i = self.english[int(chosen)]
             sequences.append(dataset[i])
         return pack(sequences, english=[False] * len(others) + [True] * len(english))
+
+    def _draw(self, *sides: Side) -> list[Any]:
+        """What each side's sampler drew for the next batch."""
+        if self.tokens_per_batch is None:
+            return [side.sampler.draw(self.batch_size) for side in sides]
+        return draw_within(self.tokens_per_batch, *sides)
 
     @property
     def positions(self) -> dict[str, int]:
@@ -85,3 +104,7 @@ class Draws:
             name: [[len(dataset), zlib.crc32(dataset.input_ids.tobytes())] for dataset in datasets]
             for name, datasets in self._named.items()
         }
+
+
+def _joined(lengths: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(lengths) if lengths else np.zeros(0, np.int64)

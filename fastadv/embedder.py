@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastadv.config import FinetuneConfig, Precision
+from fastadv.config import EncoderChoice, FinetuneConfig, Precision
 from fastadv.data import Data, Document, as_texts, iter_texts
-from fastadv.encoder import PaddedEncoder
+from fastadv.encoder import Encoder, build_encoder
 from fastadv.evaluate import embeddings
 from fastadv.export import saved_max_length
 from fastadv.loading import load_encoder, load_tokenizer, max_positions
@@ -32,13 +32,14 @@ class Embedder:
         encoder: On its device.
         tokenizer: A fast one.
         max_length: In word pieces, special ones included; longer texts are cut.
-        batch_size: Texts in a batch.
+        batch_size: Texts in a batch of the longest; of shorter ones as many as take no more
+            word pieces.
         backend: Of the pooling operation; None for the default.
     """
 
     def __init__(
         self,
-        encoder: PaddedEncoder,
+        encoder: Encoder,
         tokenizer: Any,
         max_length: int,
         batch_size: int = 32,
@@ -55,6 +56,7 @@ class Embedder:
         batch_size: int = 32,
         precision: Precision = "auto",
         device: str | torch.device | None = None,
+        encoder: EncoderChoice = "auto",
     ) -> Embedder:
         """The encoder of any model: a hub id, a folder (a finetuned one too), or "e5-small".
 
@@ -62,26 +64,29 @@ class Embedder:
             model: What to load.
             max_length: By default what the model was finetuned with, else 256, and never more
                 than the encoder has positions for.
-            batch_size: Texts in a batch.
+            batch_size: Texts in a batch of the longest; of shorter ones as many as take no more
+                word pieces.
             precision: "auto", "bf16" or "fp32", as in `FinetuneConfig`.
             device: By default the GPU if there is one.
+            encoder: "auto", "packed" or "padded", as in `FinetuneConfig`.
 
         Raises:
-            ValueError: The model cannot be loaded, or `max_length` is more than its positions.
+            ValueError: The model cannot be loaded, `max_length` is more than its positions, or it
+                has no packed encoder and `encoder` asks for it.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         path = resolve_model(model)
-        tokenizer, encoder = load_tokenizer(path), load_encoder(path)
-        positions = max_positions(encoder.config)
+        tokenizer, loaded = load_tokenizer(path), load_encoder(path)
+        positions = max_positions(loaded.config)
         usual = saved_max_length(Path(path)) or 256
         length = max_length or min(usual, positions or usual)
         if positions is not None and length > positions:
             raise ValueError(
                 f"max_length is {length}, expected at most the {positions} positions of the encoder"
             )
-        config = FinetuneConfig(precision=precision, eval_batch_size=batch_size)
+        config = FinetuneConfig(precision=precision, eval_batch_size=batch_size, encoder=encoder)
         resolved = resolve_precision(config.resolved("classification"), device)
-        wrapped = PaddedEncoder(encoder, autocast_dtype(resolved.precision))
+        wrapped = build_encoder(loaded, config.encoder, autocast_dtype(resolved.precision))
         return cls(wrapped.to(device).eval(), tokenizer, length, batch_size)
 
     def embed(self, texts: Data) -> Floats:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fastadv.batching import similar_lengths
 from fastadv.config import Task
-from fastadv.encoder import PaddedEncoder
+from fastadv.encoder import Encoder
 from fastadv.heads import AdversarialModel
 from fastadv.metrics import DocumentReport, EntityScores, document_report, entity_scores
 from fastadv.ops.masked_mean_pool import masked_mean_pool
@@ -52,10 +53,10 @@ def word_probabilities(
     windows: list[tuple[int, TokenSequence]] = [
         (i, window) for i in range(len(dataset)) for window in dataset[i]
     ]
-    order = np.argsort([-len(window.input_ids) for _, window in windows], kind="stable")
+    lengths = np.array([len(window.input_ids) for _, window in windows], np.int64)
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            chosen = [windows[int(k)] for k in order[start : start + batch_size]]
+        for places in similar_lengths(lengths, batch_size):
+            chosen = [windows[int(k)] for k in places]
             batch = pack([[window] for _, window in chosen]).to(_device(model))
             starts = batch.cu_seqlens.tolist()
             probabilities = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
@@ -66,7 +67,7 @@ def word_probabilities(
 
 
 def embeddings(
-    encoder: PaddedEncoder,
+    encoder: Encoder,
     dataset: TokenizedDataset,
     batch_size: int,
     backend: str | None = None,
@@ -127,10 +128,8 @@ def _batches(
     model: nn.Module, dataset: TokenizedDataset, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
     """Batches of similar length, longest first, with the places of their examples."""
-    order = np.argsort(-dataset.lengths, kind="stable")
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        for indices in similar_lengths(dataset.lengths, batch_size):
             yield indices, pack([dataset[int(i)] for i in indices]).to(_device(model))
 
 

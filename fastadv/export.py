@@ -52,13 +52,13 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     heads = {f"discriminator.{n}": t for n, t in model.discriminator.state_dict().items()}
-    with quiet_transformers():
-        if model.task == "ner":
-            _token_classifier(model, labels).save_pretrained(folder)
-        else:
-            heads |= {f"task_head.{n}": t for n, t in model.task_head.state_dict().items()}
-            with model.encoder.complete() as encoder:
-                encoder.save_pretrained(folder)
+    if model.task == "classification":
+        heads |= {f"task_head.{n}": t for n, t in model.task_head.state_dict().items()}
+    with quiet_transformers(), model.encoder.complete() as encoder:
+        ner = model.task == "ner"
+        saved = _token_classifier(encoder, model.task_head, labels) if ner else encoder
+        # Or the names would be the checkpoint's: old ones call gains and biases gamma and beta.
+        saved.save_pretrained(folder, save_original_format=False)
     save_file({n: t.detach().cpu().contiguous() for n, t in heads.items()}, folder / HEADS)
     tokenizer.save_pretrained(folder)
     fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
@@ -132,13 +132,19 @@ def _saved_classifier(folder: Path) -> dict[str, torch.Tensor]:
     return dict(_classifier(full).state_dict())
 
 
-def _token_classifier(model: AdversarialModel, labels: Sequence[str]) -> PreTrainedModel:
-    config = copy.deepcopy(model.encoder.model.config)
+def _token_classifier(
+    encoder: PreTrainedModel, head: nn.Linear, labels: Sequence[str]
+) -> PreTrainedModel:
+    """The encoder and the head as one model, whose weights are theirs and no copies."""
+    config = copy.deepcopy(encoder.config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
-    full = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
-    full.base_model.load_state_dict(model.encoder.model.state_dict())
-    _classifier(full).load_state_dict(model.task_head.state_dict())
+    with torch.device("meta"):
+        full = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    # Token classification has no pooler.
+    weights = {n: t for n, t in encoder.state_dict().items() if not n.startswith("pooler.")}
+    full.base_model.load_state_dict(weights, assign=True)
+    _classifier(full).load_state_dict(head.state_dict(), assign=True)
     return full
 
 

@@ -21,13 +21,14 @@ from fastadv.arguments import checked_labels, checked_length, checked_tokenizer
 from fastadv.config import FinetuneConfig, ResolvedConfig, Task
 from fastadv.data import Data, as_texts, iter_texts
 from fastadv.embedder import Embedder
-from fastadv.encoder import PaddedEncoder, set_dropout
+from fastadv.encoder import build_encoder
 from fastadv.evaluate import EvaluationSet
 from fastadv.export import load_model, save_model
 from fastadv.fit import History, Run
-from fastadv.heads import AdversarialModel
+from fastadv.heads import HEAD_OPERATIONS, AdversarialModel
 from fastadv.loading import load_encoder, load_tokenizer
 from fastadv.packing import PackedBatch, pack
+from fastadv.padded_encoder import set_dropout
 from fastadv.precision import autocast_dtype, resolve_precision
 from fastadv.predictions import (
     DocumentPrediction,
@@ -88,9 +89,7 @@ class AdversarialFinetuner:
         self.task: Task = task
         self.labels = checked_labels(labels, task)
         resolved = resolve_precision(config.resolved(task), self.device)
-        for operation in backends.OPERATIONS:
-            # A backend that cannot run is refused now, not after the data was read.
-            backends.resolve(operation, self.device, config.backend)
+        self._check_backend(config.backend, HEAD_OPERATIONS)
         if isinstance(model, PreTrainedModel):
             encoder = model
             if tokenizer is None:
@@ -104,8 +103,12 @@ class AdversarialFinetuner:
         self.preparation = Preparation(task, self.labels, tokenizer, self.config)
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
+        packed = build_encoder(
+            encoder, config.encoder, autocast_dtype(self.config.precision), config.backend
+        )
+        self._check_backend(config.backend, packed.operations)
         self.model = AdversarialModel(
-            PaddedEncoder(encoder, autocast_dtype(self.config.precision)),
+            packed,
             task,
             len(self.labels),
             head_dropout=config.head_dropout,
@@ -113,6 +116,11 @@ class AdversarialFinetuner:
             backend=config.backend,
         ).to(self.device)
         self.trainer = Trainer(self.model, self.config)
+
+    def _check_backend(self, backend: str | None, operations: Sequence[str]) -> None:
+        """A backend that cannot run is refused now, not after the data was read."""
+        for operation in operations:
+            backends.resolve(operation, self.device, backend)
 
     @classmethod
     def from_pretrained(

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv.config import Task
-from fastadv.encoder import PaddedEncoder
+from fastadv.encoder import Encoder
 from fastadv.ops.masked_mean_pool import masked_mean_pool
-from fastadv.packing import IGNORE_INDEX, PackedBatch
+from fastadv.packing import IGNORE_INDEX, PackedBatch, concat
+
+HEAD_OPERATIONS = ("masked_mean_pool", "linear_bce")
+"""The operations that every model needs, whatever its encoder."""
 
 
 def output_projection(hidden_size: int, outputs: int, std: float, seed: int) -> nn.Linear:
@@ -36,7 +39,7 @@ class AdversarialModel(nn.Module):
 
     def __init__(
         self,
-        encoder: PaddedEncoder,
+        encoder: Encoder,
         task: Task,
         num_labels: int,
         head_dropout: float = 0.0,
@@ -44,7 +47,7 @@ class AdversarialModel(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        std = float(getattr(encoder.model.config, "initializer_range", 0.02))
+        std = float(getattr(encoder.config, "initializer_range", 0.02))
         self.encoder = encoder
         self.task_head = output_projection(encoder.hidden_size, num_labels, std, 2 * seed)
         self.discriminator = output_projection(encoder.hidden_size, 1, std, 2 * seed + 1)
@@ -52,9 +55,14 @@ class AdversarialModel(nn.Module):
         self.head_dropout = head_dropout
         self.backend = backend
 
-    def pooled(self, batch: PackedBatch) -> Tensor:
-        """h̄_θ(x), (B, H) float32: the mean over each sequence's pieces, specials included."""
-        return masked_mean_pool(self.encoder(batch), batch.cu_seqlens, backend=self.backend)
+    def pooled(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
+        """h̄_θ(x), (B, H) float32: the mean over each sequence's pieces, specials included.
+
+        With `leading`, those of its sequences come first and carry no gradient.
+        """
+        joint = batch if leading is None else concat(leading, batch)
+        hidden = self.encoder(batch, leading)
+        return masked_mean_pool(hidden, joint.cu_seqlens, backend=self.backend)
 
     def task_logits(self, batch: PackedBatch) -> Tensor:
         """W_T h + b_T in float32: (B, K) over documents, for NER (T, K) over all word pieces."""

@@ -141,6 +141,28 @@ def pack(
     )
 
 
+def concat(first: PackedBatch, second: PackedBatch) -> PackedBatch:
+    """One batch of the sequences of two, those of `first` before those of `second`.
+
+    Both are of one task and on one device, which nothing waits for. Labels, and `english`, stay
+    where both have them.
+    """
+
+    def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    ends = second.cu_seqlens[1:] + first.num_tokens
+    return PackedBatch(
+        input_ids=torch.cat([first.input_ids, second.input_ids]),
+        position_ids=torch.cat([first.position_ids, second.position_ids]),
+        cu_seqlens=torch.cat([first.cu_seqlens, ends]),
+        max_seqlen=max(first.max_seqlen, second.max_seqlen),
+        labels=joined(first.labels, second.labels),
+        english=joined(first.english, second.english),
+        num_examples=first.num_examples + second.num_examples,
+    )
+
+
 def _scored_tokens(sequences: Sequence[TokenSequence]) -> np.ndarray:
     """(W,) int64: where in the packed tokens the first piece of each scored word lies."""
     places = []

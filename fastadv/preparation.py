@@ -24,8 +24,8 @@ class Preparation:
         task: "classification" or "ner".
         labels: The names of the output's classes or tags, in their order.
         tokenizer: A fast tokenizer.
-        config: `max_length`, `window_overlap`, `batch_size`, `seed`, `source_language` and
-            `adversarial` are read.
+        config: `max_length`, `window_overlap`, `batch_size`, `tokens_per_batch`, `seed`,
+            `source_language` and `adversarial` are read.
     """
 
     def __init__(
@@ -99,4 +99,6 @@ class Preparation:
                     "unlabeled holds no text of another language, expected at least one, or "
                     "adversarial=False"
                 )
-        return Draws(dataset, english, others, config.batch_size, config.seed)
+        return Draws(
+            dataset, english, others, config.batch_size, config.seed, config.tokens_per_batch
+        )

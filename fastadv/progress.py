@@ -45,19 +45,29 @@ class LossMeter:
         finally:
             self._since = time.perf_counter()
 
-    def add(self, losses: StepLosses, *batches: PackedBatch | None) -> None:
+    def add(
+        self,
+        losses: StepLosses,
+        labeled: PackedBatch,
+        draw_d: PackedBatch | None = None,
+        draw_g: PackedBatch | None = None,
+    ) -> None:
         for place, field in enumerate(NAMES.values()):
             value = getattr(losses, field)
             if value is not None:
-                self.sums[0, place] += value
-                self.sums[1, place] += 1
-        for batch in batches:
+                weight = 1
+                if field == "discriminator_accuracy" and draw_d is not None:
+                    # Batches by a budget of word pieces differ in size: a share needs its whole.
+                    weight = len(draw_d)
+                self.sums[0, place] += value * weight
+                self.sums[1, place] += weight
+        for batch in (labeled, draw_d, draw_g):
             if batch is not None:
                 self._examples += batch.num_examples
                 self._tokens += batch.num_tokens
 
     def means(self) -> dict[str, float]:
-        """Mean losses since the last `take`.
+        """Mean losses since the last `take`, and the number of texts behind the accuracy.
 
         Raises:
             FloatingPointError: A loss is not finite, so the weights no longer mean anything.
@@ -70,6 +80,8 @@ class LossMeter:
                     f"{name} became {mean}, expected a finite number: "
                     "lower the learning rates or use precision fp32"
                 )
+        if "discriminator_accuracy" in means:
+            means["discriminator_texts"] = int(counts[-1])
         return means
 
     def take(self) -> dict[str, float]:

@@ -3,7 +3,8 @@
 The series have the same names in all of them, over the training step:
 
     train/loss_task, train/loss_discriminator, train/loss_generator,
-    train/discriminator_accuracy, train/examples_per_second, train/tokens_per_second
+    train/discriminator_accuracy, train/discriminator_texts (that it is the share of),
+    train/examples_per_second, train/tokens_per_second
     dev/accuracy, dev/macro_f1                    NER: dev/precision, dev/recall, dev/f1
     test/LANGUAGE/accuracy, ...                   as dev, by the name of the test set
 """

@@ -21,7 +21,8 @@ from fastadv.optim import GradientAdam
 from fastadv.packing import PackedBatch
 
 Gradients = tuple[Tensor | None, ...]
-PHASES = ("task", "discriminator", "generator")
+# The encoder's passes: T's, and the one that D and G share. Each has a dropout key of its own.
+PASSES = ("task", "languages")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Trainer:
 
     Attributes:
         step_count: Iterations done so far; with the seed it fixes every dropout mask.
-        optimizers: The three, by phase.
+        optimizers: The three, by phase: "task", "discriminator" and "generator".
     """
 
     def __init__(self, model: AdversarialModel, config: ResolvedConfig) -> None:
         self.model = model
         self.config = config
         self.step_count = 0
-        named = list(model.named_parameters())
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         theta = [(n, p) for n, p in named if n.startswith("encoder.")]
         task_head = [(n, p) for n, p in named if n.startswith("task_head.")]
         head = [(n, p) for n, p in named if n.startswith("discriminator.")]
@@ -86,9 +87,12 @@ class Trainer:
         losses = StepLosses(loss_task)
         if self.config.adversarial and discriminator_draw is not None:
             assert generator_draw is not None
-            loss_d, accuracy, gradients = self.discriminator_gradients(discriminator_draw)  # 7-11
+            pooled_d, pooled_g = self.pooled_draws(discriminator_draw, generator_draw)  # 8, 14
+            loss_d, accuracy, gradients = self.discriminator_gradients(
+                discriminator_draw, pooled_d
+            )  # lines 9-11
             self.optimizers["discriminator"].step(gradients)  # line 12
-            loss_g, gradients = self.generator_gradients(generator_draw)  # lines 13-17
+            loss_g, gradients = self.generator_gradients(generator_draw, pooled_g)  # 15-17
             self.optimizers["generator"].step(gradients)  # line 18
             losses = StepLosses(loss_task, loss_d, loss_g, accuracy)
         self.step_count += 1
@@ -100,12 +104,32 @@ class Trainer:
             loss = self.model.task_loss(batch)
         return loss.detach(), self._gradients(loss, "task")
 
-    def discriminator_gradients(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Gradients]:
-        """L_D, the discriminator's accuracy, and the gradient for {w_D, b_D}."""
-        english = _sides(batch)
-        # h does not depend on w_D, so line 12 needs no backward pass through the encoder.
-        with self._dropout_of("discriminator"), torch.no_grad():
-            pooled = self.model.pooled(batch)
+    def pooled_draws(
+        self, discriminator_draw: PackedBatch, generator_draw: PackedBatch
+    ) -> tuple[Tensor, Tensor]:
+        """h̄_θ(x) of the texts of both draws, from one pass of the encoder.
+
+        h does not depend on w_D, and θ stays as it is from line 7 to line 18, so that L_G reads
+        what it would after line 12; and line 12 needs no backward pass through the encoder.
+
+        Returns:
+            (B_D, H) without a gradient, and (B_G, H) with one.
+        """
+        with self._dropout_of("languages"):
+            pooled = self.model.pooled(generator_draw, leading=discriminator_draw)
+        count = len(discriminator_draw)
+        return pooled[:count].detach(), pooled[count:]
+
+    def discriminator_gradients(
+        self, draw: PackedBatch, pooled: Tensor
+    ) -> tuple[Tensor, Tensor, Gradients]:
+        """L_D, the discriminator's accuracy, and the gradient for {w_D, b_D}.
+
+        Args:
+            draw: Says which texts are English.
+            pooled: (B, H), the h̄ of its texts.
+        """
+        english = _sides(draw)
         head = self.model.discriminator
         loss, logits = discriminator_loss(
             pooled, english, head.weight, head.bias, backend=self.config.backend
@@ -113,14 +137,11 @@ class Trainer:
         accuracy = ((logits > 0) == english).float().mean()
         return loss.detach(), accuracy, self._gradients(loss, "discriminator")
 
-    def generator_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
-        """L_G and its gradient for {θ}."""
-        english = _sides(batch)
-        with self._dropout_of("generator"):
-            pooled = self.model.pooled(batch)
+    def generator_gradients(self, draw: PackedBatch, pooled: Tensor) -> tuple[Tensor, Gradients]:
+        """L_G and its gradient for {θ}; arguments as of `discriminator_gradients`."""
         head = self.model.discriminator
         loss, _ = generator_loss(
-            pooled, english, head.weight, head.bias, backend=self.config.backend
+            pooled, _sides(draw), head.weight, head.bias, backend=self.config.backend
         )
         return loss.detach(), self._gradients(loss, "generator")
 
@@ -141,14 +162,14 @@ class Trainer:
         )
 
     @contextmanager
-    def _dropout_of(self, phase: str) -> Iterator[None]:
-        """Dropout drawn from (seed, step, phase) alone; the caller's random state is untouched.
+    def _dropout_of(self, encoder_pass: str) -> Iterator[None]:
+        """Dropout drawn from (seed, step, pass) alone; the caller's random state is untouched.
 
         The random state of a run is thereby its step count, and a baseline run drops the same
         units in its task phase as the adversarial run beside it.
         """
         device = next(self.model.parameters()).device
-        key = (self.config.seed, self.step_count, PHASES.index(phase))
+        key = (self.config.seed, self.step_count, PASSES.index(encoder_pass))
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

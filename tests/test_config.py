@@ -42,6 +42,7 @@ def test_given_values_win_over_the_tasks() -> None:
         {"max_grad_norm": 0.0},
         {"max_length": 2},
         {"precision": "fp8"},
+        {"encoder": "fast"},
         {"seed": -1},
         {"window_overlap": -1},
     ],

@@ -160,3 +160,12 @@ def test_false_alarms_are_rare() -> None:
     """At 55%, the border, over 2,000 steps each: the docstring's odds leave few of 40 runs."""
     alarms = sum(bool(said(run([0.55] * 200, seed))) for seed in range(40))
     assert alarms <= 3
+
+
+def test_the_number_of_texts_is_the_records_own() -> None:
+    # By a budget of word pieces batches are of any size, whatever batch_size says.
+    records = [record | {"discriminator_texts": 500} for record in run([0.5] * 40)]
+    ((_, message),) = said(records)
+    assert "50.0% of 5,000 texts right" in message
+    few = [record | {"discriminator_texts": 2} for record in records]
+    assert said(few) == []

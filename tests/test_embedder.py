@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from fastadv import AdversarialFinetuner, Embedder, Entity, FinetuneConfig, SentencePrediction
+from fastadv.encoder import PackedBert
+from fastadv.padded_encoder import PaddedEncoder
 from fastadv.streaming import chunks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +55,16 @@ def test_a_finetuned_folder_embeds_as_its_finetuner(task: str, tmp_path: Path) -
     embedder = Embedder.from_pretrained(tmp_path, batch_size=3, precision="fp32", device="cpu")
     assert embedder.max_length == 32
     np.testing.assert_array_equal(embedder.embed(TEXTS), tuner.embed(TEXTS))
+
+
+def test_either_encoder_embeds(folder: Path) -> None:
+    packed, padded = (
+        Embedder.from_pretrained(folder, precision="fp32", device="cpu", encoder=name)
+        for name in ("packed", "padded")
+    )
+    assert isinstance(packed.encoder, PackedBert) and isinstance(padded.encoder, PaddedEncoder)
+    # The same weights, through other code: float32 sums in another order.
+    np.testing.assert_allclose(packed.embed(TEXTS), padded.embed(TEXTS), atol=1e-5)
 
 
 def test_lengths_fit_the_encoder(folder: Path) -> None:

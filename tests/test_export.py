@@ -14,11 +14,9 @@ from transformers import (
     AutoModel,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    DistilBertConfig,
-    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     PreTrainedModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
 )
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
@@ -31,29 +29,35 @@ TEXTS = ["rain falls on the quiet harbour", "fog", "der regen zieht heute langsa
 TOLERANCE = 1e-5
 
 
-def encoders() -> dict[str, PreTrainedModel]:
-    vocabulary = len(tiny.tiny_tokenizer())
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    # Padding is id 0 in the test tokenizer; these families count positions from it.
-    xlmr = XLMRobertaConfig(
-        vocab_size=vocabulary,
-        intermediate_size=64,
-        pad_token_id=0,
-        max_position_embeddings=64,
-        **small,
+FAMILIES = (*tiny.KINDS, "electra")
+
+
+def encoder_of(family: str) -> PreTrainedModel:
+    """Of the types that run packed, and one that transformers runs, padded."""
+    if family in tiny.KINDS:
+        return tiny.tiny_model(family)
+    return ElectraModel(
+        ElectraConfig(
+            vocab_size=len(tiny.tiny_tokenizer()),
+            embedding_size=32,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+        )
     )
-    distil = DistilBertConfig(vocab_size=vocabulary, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
-    return {
-        "bert": tiny.tiny_bert(),
-        "xlm-roberta": XLMRobertaModel(xlmr),
-        "distilbert": DistilBertModel(distil),
-    }
 
 
-def trained(task: str, encoder: PreTrainedModel) -> AdversarialFinetuner:
+def trained(task: str, encoder: PreTrainedModel, choice: str = "auto") -> AdversarialFinetuner:
     labels = tiny.LABELS if task == "classification" else tiny.TAGS
     config = FinetuneConfig(
-        steps=2, batch_size=3, max_length=32, precision="fp32", lr_task=1e-2, lr_generator=1e-3
+        steps=2,
+        batch_size=3,
+        max_length=32,
+        precision="fp32",
+        lr_task=1e-2,
+        lr_generator=1e-3,
+        encoder=choice,
     )
     tuner = AdversarialFinetuner(
         encoder, task, labels, config, tokenizer=tiny.tiny_tokenizer(), device="cpu"
@@ -63,10 +67,10 @@ def trained(task: str, encoder: PreTrainedModel) -> AdversarialFinetuner:
     return tuner
 
 
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "distilbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", ["classification", "ner"])
 def test_encoder_loads_with_automodel(task: str, family: str, tmp_path: Path) -> None:
-    tuner = trained(task, encoders()[family])
+    tuner = trained(task, encoder_of(family))
     tuner.save_pretrained(tmp_path)
     model = AutoModel.from_pretrained(tmp_path).eval()
     assert model.dtype == torch.float32
@@ -79,9 +83,9 @@ def test_encoder_loads_with_automodel(task: str, family: str, tmp_path: Path) ->
     np.testing.assert_allclose(tuner.embed(TEXTS), pooled.numpy(), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "distilbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_ner_loads_with_token_classification(family: str, tmp_path: Path) -> None:
-    tuner = trained("ner", encoders()[family])
+    tuner = trained("ner", encoder_of(family))
     tuner.save_pretrained(tmp_path)
     model = AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
     assert model.config.id2label == dict(enumerate(tiny.TAGS))
@@ -102,9 +106,10 @@ def test_ner_loads_with_token_classification(family: str, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize("choice", ["packed", "padded"])
 @pytest.mark.parametrize("task", ["classification", "ner"])
-def test_from_pretrained_gives_the_same_finetuner(task: str, tmp_path: Path) -> None:
-    tuner = trained(task, tiny.tiny_bert())
+def test_from_pretrained_gives_the_same_finetuner(task: str, choice: str, tmp_path: Path) -> None:
+    tuner = trained(task, tiny.tiny_bert(), choice)
     tuner.save_pretrained(tmp_path)
     again = AdversarialFinetuner.from_pretrained(tmp_path, device="cpu")
     assert (again.task, again.labels, again.config) == (tuner.task, tuner.labels, tuner.config)
@@ -115,14 +120,35 @@ def test_from_pretrained_gives_the_same_finetuner(task: str, tmp_path: Path) -> 
     assert again.evaluate({"x": data}) == tuner.evaluate({"x": data})
 
 
-def test_unused_pooler_is_saved_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", ["packed", "padded"])
+def test_unused_pooler_is_saved_as_it_was(choice: str, tmp_path: Path) -> None:
     encoder = tiny.tiny_bert()
     pooler = encoder.pooler.dense.weight.detach().clone()
-    tuner = trained("classification", encoder)
+    tuner = trained("classification", encoder, choice)
     assert not any("pooler" in name for name, _ in tuner.model.named_parameters())
     tuner.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("pooler.dense.weight"), pooler)
+
+
+@pytest.mark.parametrize("choice", ["packed", "padded"])
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_saving_leaves_the_model_as_it_is(task: str, choice: str, tmp_path: Path) -> None:
+    """What is written is a view of the weights; they are neither moved nor changed by it."""
+    tuner = trained(task, tiny.tiny_bert(), choice)
+    before = {n: (p.data_ptr(), p.detach().clone()) for n, p in tuner.model.named_parameters()}
+    tuner.save_pretrained(tmp_path)
+    after = dict(tuner.model.named_parameters())
+    assert before.keys() == after.keys()
+    for name, (address, weight) in before.items():
+        parameter = after[name]
+        assert parameter.data_ptr() == address and torch.equal(parameter, weight), name
+        assert parameter.requires_grad
+    tuner.fit(
+        tiny.ENGLISH if task == "classification" else tiny.SENTENCES,
+        {"de": tiny.GERMAN},
+        quiet=True,
+    )
 
 
 def test_folders_that_fastadv_did_not_write_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from fastadv import AdversarialFinetuner, Document, FinetuneConfig, Sentence
+from fastadv.architectures import DropoutRates
+from fastadv.encoder import PackedBert
+from fastadv.padded_encoder import PaddedEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENGLISH = [text for text, _ in tiny.ENGLISH]
@@ -140,13 +143,15 @@ def test_losses_are_means_over_each_side() -> None:
     expected_d = sum(math.log1p(math.exp(z)) for z in logits["other"].tolist()) / 4
     expected_d += sum(math.log1p(math.exp(-z)) for z in logits["english"].tolist()) / 2
     draw = tuner.collate(others, english)
+    trainer = tuner.trainer
+    pooled, for_g = trainer.pooled_draws(draw, draw)
     # float32 sums of six numbers near 0.7
-    assert float(tuner.trainer.discriminator_gradients(draw)[0]) == pytest.approx(
+    assert float(trainer.discriminator_gradients(draw, pooled)[0]) == pytest.approx(
         expected_d, abs=1e-6
     )
     expected_g = sum(math.log1p(math.exp(-z)) for z in logits["other"].tolist()) / 4
     expected_g += sum(math.log1p(math.exp(z)) for z in logits["english"].tolist()) / 2
-    assert float(tuner.trainer.generator_gradients(draw)[0]) == pytest.approx(expected_g, abs=1e-6)
+    assert float(trainer.generator_gradients(draw, for_g)[0]) == pytest.approx(expected_g, abs=1e-6)
 
 
 def test_ner_loss_sums_words_and_averages_sentences() -> None:
@@ -205,15 +210,26 @@ def test_predicting_restores_training_mode() -> None:
     tuner = finetuner()
     tuner.model.train()
     tuner.predict(["rain"])
-    assert tuner.model.training and tuner.model.encoder.model.training
+    assert tuner.model.training and tuner.model.encoder.training
 
 
 def test_dropout_option_reaches_every_dropout() -> None:
-    tuner = finetuner(dropout=0.25)
+    tuner = finetuner(dropout=0.25, encoder="padded")
     rates = {m.p for m in tuner.model.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.25}
-    config = tuner.model.encoder.model.config
-    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.25
+    packed = finetuner(dropout=0.25, encoder="packed")
+    assert packed.model.encoder.architecture.dropout == DropoutRates(0.25, 0.25, 0.25, 0.25)
+    for made in (tuner, packed):
+        config = made.model.encoder.config
+        assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.25
+
+
+def test_encoders_by_name() -> None:
+    assert isinstance(finetuner().model.encoder, PackedBert)
+    padded, packed = (finetuner(encoder=name, precision="fp32") for name in ("padded", "packed"))
+    assert isinstance(padded.model.encoder, PaddedEncoder)
+    # The same weights, through other code: float32 sums in another order.
+    np.testing.assert_allclose(padded.embed(ENGLISH), packed.embed(ENGLISH), atol=1e-5)
 
 
 @pytest.mark.parametrize(

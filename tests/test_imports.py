@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 OPS = {"ops", "backends", "kernels", "_C"}
 TOP = {"finetuner", "fit", "cli", "__main__", "demo", "run_state"}
 LEARNING = {
-    *TOP, "trainer", "encoder", "heads", "optim", "reference", "evaluate", "checkpoint", "export",
-    "loading", "embedder", "predictions",
+    *TOP, "trainer", "encoder", "padded_encoder", "composed_pass", "architectures", "heads",
+    "optim", "reference", "evaluate", "checkpoint", "export", "loading", "embedder", "predictions",
 }  # fmt: skip
 
 # Module, or folder of modules -> modules of fastadv that nothing in it may import.
@@ -33,6 +33,9 @@ FORBIDDEN = {
     "streaming": LEARNING | OPS,
     "embedder": TOP | {"trainer", "heads", "optim"},
     "plots": TOP - {"fit"} | {"trainer", "encoder", "heads", "optim"},
+    "architectures": LEARNING | OPS,
+    "padded_encoder": LEARNING | OPS,
+    "composed_pass": LEARNING - {"encoder"},
     "encoder": TOP | {"trainer", "evaluate"},
     "heads": TOP | {"trainer", "evaluate"},
     "optim": TOP | {"trainer", "evaluate", "encoder", "heads"},

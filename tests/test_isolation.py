@@ -19,13 +19,22 @@ ENGLISH = [text for text, _ in tiny.ENGLISH]
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
-@pytest.fixture(params=[(d, p) for d in DEVICES for p in ("fp32", "bf16")], ids="-".join)
+@pytest.fixture(
+    params=[
+        (device, precision, encoder)
+        for device in DEVICES
+        for precision in ("fp32", "bf16")
+        for encoder in ("packed", "padded")
+    ],
+    ids="-".join,
+)
 def tuner(request: pytest.FixtureRequest) -> AdversarialFinetuner:
-    device, precision = request.param
+    device, precision, encoder = request.param
     # Large learning rates, so that a leak would move far more than one bit.
     config = FinetuneConfig(
         max_length=32,
         precision=precision,
+        encoder=encoder,
         lr_task=1e-2,
         lr_discriminator=1e-2,
         lr_generator=1e-2,
@@ -63,13 +72,17 @@ def run_task(tuner: AdversarialFinetuner) -> None:
 
 def run_discriminator(tuner: AdversarialFinetuner) -> None:
     trainer = tuner.trainer
-    _, _, gradients = trainer.discriminator_gradients(tuner.collate(tiny.GERMAN, ENGLISH))
+    draw = tuner.collate(tiny.GERMAN, ENGLISH)
+    pooled, _ = trainer.pooled_draws(draw, draw)
+    _, _, gradients = trainer.discriminator_gradients(draw, pooled)
     trainer.optimizers["discriminator"].step(gradients)
 
 
 def run_generator(tuner: AdversarialFinetuner) -> None:
     trainer = tuner.trainer
-    _, gradients = trainer.generator_gradients(tuner.collate(tiny.GERMAN, ENGLISH))
+    draw = tuner.collate(tiny.GERMAN, ENGLISH)
+    _, pooled = trainer.pooled_draws(draw, draw)
+    _, gradients = trainer.generator_gradients(draw, pooled)
     trainer.optimizers["generator"].step(gradients)
 
 
@@ -112,6 +125,12 @@ def test_a_stray_gradient_has_no_effect(tuner: AdversarialFinetuner) -> None:
         _, gradients = tuner.trainer.task_gradients(tuner.collate(tiny.ENGLISH))
         target.extend(g for g in gradients if g is not None)
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
+
+
+def test_what_the_discriminator_reads_has_no_way_back(tuner: AdversarialFinetuner) -> None:
+    draw = tuner.collate(tiny.GERMAN, ENGLISH)
+    for_d, for_g = tuner.trainer.pooled_draws(draw, draw)
+    assert not for_d.requires_grad and for_g.requires_grad
 
 
 def _leaky(original: Callable) -> Callable:

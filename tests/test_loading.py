@@ -10,7 +10,17 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForTokenClassification,
+    BertForPreTraining,
+    DistilBertForMaskedLM,
+    RobertaForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
 
+from fastadv import AdversarialFinetuner, FinetuneConfig
 from fastadv.loading import load_encoder, load_tokenizer
 
 
@@ -34,6 +44,82 @@ def test_both_formats_give_the_same_weights(folder: Path) -> None:
     for weights in (from_safetensors, from_pickle):
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[n], expected[n]) for n in expected)
+
+
+PRETRAINED = {
+    "bert": BertForPreTraining,
+    "roberta": RobertaForMaskedLM,
+    "xlm-roberta": XLMRobertaForMaskedLM,
+    "distilbert": DistilBertForMaskedLM,
+}
+FORMS = ("bare", "with heads", "gamma and beta", "pickle", "shards", "shards of pickles")
+
+
+def written(kind: str, form: str, folder: Path) -> dict[str, Tensor]:
+    """A folder as people have them; the encoder's weights under their present names."""
+    encoder = tiny.tiny_model(kind)
+    expected = {n: t.clone() for n, t in encoder.state_dict().items()}
+    whole = PRETRAINED[kind](encoder.config)
+    # What was pretrained as a language model alone has no pooler, and gets a random one.
+    kept = {n: t for n, t in expected.items() if n in whole.base_model.state_dict()}
+    whole.base_model.load_state_dict(kept)
+    saved = encoder if form == "bare" else whole
+    saved.save_pretrained(folder, max_shard_size="30KB" if "shards" in form else "1GB")
+    tiny.tiny_tokenizer().save_pretrained(folder)
+    if form == "gamma and beta":
+        old = {".weight": ".gamma", ".bias": ".beta"}
+        names = {f"LayerNorm{new}": f"LayerNorm{name}" for new, name in old.items()}
+        weights = load_file(folder / "model.safetensors")
+        for new, name in names.items():
+            weights = {n.replace(new, name): t for n, t in weights.items()}
+        assert any(n.endswith("LayerNorm.gamma") for n in weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if form == "pickle":
+        as_pickle(folder)
+    if form == "shards of pickles":
+        shards_as_pickles(folder)
+    return kept if form != "bare" else expected
+
+
+def shards_as_pickles(folder: Path) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for path in sorted(folder.glob("model-*.safetensors")):
+        torch.save(load_file(path), folder / f"pytorch_{path.stem}.bin")
+        path.unlink()
+    for name, file in index["weight_map"].items():
+        index["weight_map"][name] = f"pytorch_{Path(file).stem}.bin"
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("form", "task"), [*((form, "classification") for form in FORMS), ("with heads", "ner")]
+)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_weights_survive_loading_and_saving(
+    kind: str, form: str, task: str, tmp_path: Path
+) -> None:
+    """Bit for bit, with the names and shapes that transformers itself would write."""
+    expected = written(kind, form, tmp_path / "there")
+    if "shards" in form:
+        assert len(list((tmp_path / "there").glob("*model-*"))) > 1
+    labels = tiny.LABELS if task == "classification" else tiny.TAGS
+    config = FinetuneConfig(max_length=32, encoder="packed")
+    tuner = AdversarialFinetuner(tmp_path / "there", task, labels, config, device="cpu")
+    tuner.save_pretrained(tmp_path / "here")
+    found = load_file(tmp_path / "here" / "model.safetensors")
+    model = AutoModel.from_pretrained(tmp_path / "there")
+    prefix = ""
+    if task == "ner":
+        model.config.num_labels = len(labels)
+        model = AutoModelForTokenClassification.from_config(model.config)
+        prefix = f"{model.base_model_prefix}."
+    shapes = {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in found.items()} == shapes
+    assert {t.dtype for t in found.values()} == {torch.float32}
+    for name, weight in expected.items():
+        if task == "classification" or not name.startswith("pooler."):
+            assert torch.equal(found[prefix + name], weight), name
 
 
 class Bomb:

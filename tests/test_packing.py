@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastadv.packing import IGNORE_INDEX, PackedBatch, pack
+from fastadv.packing import IGNORE_INDEX, PackedBatch, concat, pack
 from fastadv.tokenized import TokenSequence
 
 PAD = 9
@@ -121,3 +121,32 @@ def test_the_batch_owns_its_memory() -> None:
     batch = pack([[source]])
     batch.input_ids.fill_(0)
     assert source.input_ids.tolist() == [1, 5, 2]
+
+
+def test_concat_is_packing_together() -> None:
+    examples = random_documents(3, [4, 1, 7, 2, 9])
+    english = [True, False, False, True, False]
+    for border in (1, 3, 4):
+        first, second = (
+            pack(examples[:border], english[:border]),
+            pack(examples[border:], english[border:]),
+        )
+        found, expected = concat(first, second), pack(examples, english)
+        for name, value in vars(expected).items():
+            other = getattr(found, name)
+            if isinstance(value, torch.Tensor):
+                assert other.dtype == value.dtype and torch.equal(other, value), name
+            else:
+                assert other == value, name
+
+
+def test_concat_keeps_what_both_have() -> None:
+    labeled = pack([[document(1, 5, 2, label=3)]])
+    plain = pack([[document(1, 2)]], english=[True])
+    both = concat(labeled, labeled).labels
+    assert both is not None and both.tolist() == [3, 3]
+    mixed = concat(labeled, plain)
+    assert mixed.labels is None and mixed.english is None
+    words = pack([[window([1, 5, 2], [1], [4])]])
+    tagged = concat(words, words).labels
+    assert tagged is not None and tagged.tolist() == [IGNORE_INDEX, 4, IGNORE_INDEX] * 2

@@ -159,19 +159,19 @@ def test_dropout_is_on_and_depends_on_the_step_alone(model: Path) -> None:
     assert drive(still, range(1)) != first[:1]
 
 
-def test_dropout_differs_by_seed_step_and_phase(model: Path) -> None:
+def test_dropout_differs_by_seed_step_and_pass(model: Path) -> None:
     drawn = []
     for seed in (0, 1):
         config = FinetuneConfig(max_length=32, seed=seed)
         tuner = AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
         for step in (0, 1, 2):
             tuner.trainer.step_count = step
-            for phase in ("task", "discriminator", "generator"):
+            for encoder_pass in ("task", "languages"):
                 before = torch.get_rng_state()
-                with tuner.trainer._dropout_of(phase):
+                with tuner.trainer._dropout_of(encoder_pass):
                     drawn.append(tuple(torch.rand(4).tolist()))
                 assert torch.equal(torch.get_rng_state(), before)
-    assert len(set(drawn)) == len(drawn) == 18
+    assert len(set(drawn)) == len(drawn) == 12
 
 
 def test_another_setting_is_refused(model: Path, tmp_path: Path) -> None:
@@ -181,6 +181,23 @@ def test_another_setting_is_refused(model: Path, tmp_path: Path) -> None:
         model, labels=tiny.LABELS, config=FinetuneConfig(max_length=32, seed=5), device="cpu"
     )
     with pytest.raises(ValueError, match=r"seed was 4 in that run and is 5 now"):
+        other.load_checkpoint(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("choice", ["packed", "padded"])
+def test_checkpoints_hold_either_encoder(choice: str, model: Path, tmp_path: Path) -> None:
+    def build(encoder: str) -> AdversarialFinetuner:
+        config = FinetuneConfig(max_length=32, seed=4, encoder=encoder)
+        return AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
+
+    whole, first, second = build(choice), build(choice), build(choice)
+    expected = drive(whole, range(4))
+    drive(first, range(2))
+    first.save_checkpoint(tmp_path / "c.safetensors")
+    second.load_checkpoint(tmp_path / "c.safetensors")
+    assert drive(second, range(2, 4)) == expected[2:]
+    other = build("padded" if choice == "packed" else "packed")
+    with pytest.raises(ValueError, match=f"encoder was '{choice}' in that run"):
         other.load_checkpoint(tmp_path / "c.safetensors")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,24 @@ def test_the_pieces_are_one_step(load: Load, kind: str) -> None:
     assert all(torch.equal(w, expected[n]) for n, w in apart.weights().items())
 
 
+@pytest.mark.parametrize("kind", ["Library", "Padded", "Compiled"])
+def test_a_check_leaves_nothing_behind(load: Load, kind: str) -> None:
+    step_time, check = load("step_time"), load("step_check")
+    setup = make_setup(load).with_config(precision="bf16")
+    draws = check.check_draws(setup)
+
+    def tables() -> int:
+        """Tensors as large as the table of positions: weights, moments, gradients."""
+        found = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
+        return sum(tensor.numel() >= 512 * 32 for tensor in found)
+
+    step_time._free(CPU)
+    before = tables()
+    check.check(getattr(step_time, kind), setup, draws)
+    step_time._free(CPU)
+    assert tables() == before
+
+
 class Fake:
     """A system that notes what is asked of it, and takes the memory that it is told to."""
 
@@ -210,5 +229,8 @@ def test_systems_take_turns_and_a_step_that_compiled_is_done_again(measured: Any
     assert [m.repeated for m in measured.values()] == [0, 1, 0]
     assert [len(m.seconds) for m in measured.values()] == [3, 3, 3]
     # Half of the steps, rounded up, once more in parts, after all whole ones.
-    assert len(log) == 10 + 2 * 3 * 6 and log[10] == "xtask" and log[28] == "ytask"
+    assert log[10] == "xtask" and log[28] == "ytask"
+    # And a step of each under the profiler, after everything that is timed.
+    assert log[10 + 2 * 3 * 6 :] == ["x1", "y1", "z1"]
+    assert all("python overhead" in m.operations for m in measured.values())
     assert all(len(times) == 2 for m in measured.values() for times in m.pieces.values())

@@ -47,7 +47,8 @@ def check_result(found: dict[str, Any], shape: str, systems: tuple[str, ...]) ->
     assert found["versions"]["torch"] == torch.__version__
     assert set(found["checks"]) == set(systems) - {"b0"}
     assert all(check["passed"] for check in found["checks"].values())
-    for key in ("step_seconds", "peak_memory_bytes", "runs", "phases", "tflops", "floor_fractions"):
+    keys = ("step_seconds", "peak_memory_bytes", "runs", "phases", "operations", "tflops")
+    for key in (*keys, "floor_fractions"):
         assert tuple(found[key]) == systems, key
     runs, floor = found["runs"], found["floor"]["seconds"]
     for name, seconds in found["step_seconds"].items():
@@ -60,6 +61,7 @@ def check_result(found: dict[str, Any], shape: str, systems: tuple[str, ...]) ->
         assert sum(part["share"] for part in parts) == pytest.approx(1)
         assert all(part["seconds"] > 0 for part in parts)
         assert isinstance(found["peak_memory_bytes"][name], int)
+        check_operations(found["operations"][name], name)
     assert found["floor_fraction"] == found["floor_fractions"]["library"]
     assert found["floor"]["matrix_seconds"] + found["floor"]["copy_seconds"] == floor
     assert 0 < found["tokens"]["useful"] < found["tokens"]["padded"]
@@ -70,6 +72,14 @@ def check_result(found: dict[str, Any], shape: str, systems: tuple[str, ...]) ->
         pairs = [a / b for a, b in zip(runs[name], runs["library"], strict=True)]
         assert found["pairs"][name] == pytest.approx(pairs)
         assert found[f"ratio_{name}"] == pytest.approx(np.median(pairs))
+
+
+def check_operations(groups: dict[str, dict[str, float]], system: str) -> None:
+    assert sum(cell["share"] for cell in groups.values()) == pytest.approx(1)
+    assert all(cell["seconds"] > 0 for cell in groups.values())
+    assert {"matrix products", "optimiser", "python overhead"} < set(groups)
+    own = {"masked_mean_pool", "linear_bce"} & set(groups)
+    assert len(own) == (2 if system == "library" else 0)
 
 
 def test_reports_what_it_measured(
@@ -91,7 +101,9 @@ def test_reports_what_it_measured(
     printed = capsys.readouterr().out
     for words in (found["lengths"], "ratio b0 / library", "ratio b1 / library", "b1 equals the"):
         assert words in printed
-    assert "generator update" in printed and "MALLOC_TRIM_THRESHOLD_ 1000000000" in printed
+    for words in ("generator update", "by operation", "linear_bce_grad_params", "optimiser"):
+        assert words in printed
+    assert "MALLOC_TRIM_THRESHOLD_ 1000000000" in printed
 
 
 def test_both_shapes_as_a_script(tmp_path: Path) -> None:

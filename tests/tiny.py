@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from fastadv.encoder import Encoder
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LABELS = ("weather", "music")
@@ -88,6 +103,59 @@ def tiny_bert(seed: int = 0, **changes: object) -> BertModel:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model.eval()
+
+
+KINDS = ("bert", "roberta", "xlm-roberta", "distilbert")
+"""The model types that `PackedBert` runs."""
+
+
+def tiny_config(kind: str, **changes: object) -> Any:
+    """Of 2 layers of 32 units, dropout off; weights large enough for attention to matter."""
+    common = {
+        "vocab_size": len(tiny_tokenizer()),
+        "initializer_range": 0.1,
+        # The test tokenizer's own, also for the families that count positions from it.
+        "pad_token_id": 0,
+        "max_position_embeddings": 514,
+    }
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+        rates = {"dropout": 0.0, "attention_dropout": 0.0}
+        return DistilBertConfig(**{**common, **sizes, **rates, **changes})
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    classes = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}
+    return classes[kind](**{**common, **sizes, **rates, **changes})
+
+
+def tiny_model(kind: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A model of one of `KINDS` with random weights, biases and gains."""
+    classes = {
+        "bert": BertModel,
+        "roberta": RobertaModel,
+        "xlm-roberta": XLMRobertaModel,
+        "distilbert": DistilBertModel,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = classes[kind](tiny_config(kind, **changes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model.eval()
+
+
+def huggingface(encoder: Encoder) -> PreTrainedModel:
+    """A copy of the transformers model inside an encoder, without the pooler that nobody runs."""
+    with encoder.complete() as model:
+        found = copy.deepcopy(model)
+    found.pooler = None
+    return found
 
 
 def tiny_folder(path: Path, **changes: object) -> Path:

@@ -60,7 +60,9 @@ def add_embedding(parser: ArgumentParser) -> None:
         help="longest text in word pieces with special tokens, longer ones are cut; by default "
         "what the model was finetuned with, else 256",
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="texts in a batch")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="texts in a batch, more if short"
+    )
 
 
 def embedder_of(options: Namespace) -> Embedder:

@@ -45,7 +45,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--batch_size",
         type=int | None,
         default=None,
-        help="texts in a batch; by default what the model was evaluated with in training",
+        help="texts in a batch, more if short; by default as in the evaluations of training",
     )
     add_chunk_size(parser)
     add_reading(parser)

@@ -1,0 +1,55 @@
+"""Memory of the encoder's passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastadv import backends
+
+
+def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised, on like's device; on a CPU from blocks that are kept between steps."""
+    if like.device.type == "cpu" and backends.extension is not None:
+        return torch.ops.fastadv.pooled_empty(like, list(shape), dtype)
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+class Stack:
+    """Room for what every layer writes for all tokens, of which the rows with a gradient stay.
+
+    Layers lie downwards in memory: the leading rows of a layer are where the next layer's last rows
+    will be, so that all layers together take (leading + layers * rest) rows. What a layer wrote for
+    leading tokens is gone when the next one has written.
+    """
+
+    def __init__(
+        self, like: Tensor, layers: int, leading: int, rest: int, width: int, dtype: torch.dtype
+    ) -> None:
+        self.layers, self.leading, self.rest = layers, leading, rest
+        self.rows = empty(like, (leading + layers * rest, width), dtype)
+
+    def all(self, layer: int) -> Tensor:
+        """(leading + rest, width) to write."""
+        start = (self.layers - 1 - layer) * self.rest
+        return self.rows[start : start + self.leading + self.rest]
+
+    def kept(self, layer: int) -> Tensor:
+        """(rest, width): the rows with a gradient."""
+        return self.all(layer)[self.leading :]
+
+
+@dataclass
+class Saved:
+    """What the forward leaves for the backward: a stack a kind, by layer."""
+
+    inputs: Stack
+    qkv: Stack
+    context: Stack
+    lse: Stack
+    attended: Stack
+    inner: Stack
+    sums: dict[int, Stack] = field(default_factory=dict)
+    statistics: dict[int, Stack] = field(default_factory=dict)
