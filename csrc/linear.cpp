@@ -61,8 +61,8 @@ std::tuple<at::Tensor, at::Tensor> linear_pack_cpu(const at::Tensor& weight_in,
   at::Tensor forward = pooled_empty({n * k}, dtype), backward = pooled_empty({n * k}, dtype);
 #if defined(FASTADV_AVX512)
   const auto* w = weight.const_data_ptr<float>();
-  pack_forward(w, n, k, static_cast<uint32_t*>(forward.mutable_data_ptr()));
-  pack_backward(w, n, k, static_cast<uint32_t*>(backward.mutable_data_ptr()));
+  pack_weight(w, n, k, static_cast<uint32_t*>(forward.mutable_data_ptr()),
+              static_cast<uint32_t*>(backward.mutable_data_ptr()));
 #endif
   return {forward, backward};
 }

@@ -22,6 +22,9 @@ inline bool packs(at::ScalarType dtype, int64_t depth) {
   return dtype == at::kBFloat16 && depth % 2 == 0 && depth > 0 && has_brgemm();
 }
 
+// Elements of a product's left side that stay in the second-level cache beside a panel.
+constexpr int64_t kCachedOperand = int64_t{1} << 20;
+
 // Columns of B that are worked on together: depth x width elements stay in the
 // second-level cache.
 inline int64_t panel_width(int64_t depth) { return depth <= 1024 ? 256 : 128; }
@@ -42,65 +45,66 @@ FASTADV_SIMD_FUNCTION(round_row)
 
 #if defined(FASTADV_AVX512)
 
-// Panels of the forward's B, (k, n) = weight[n][k]: words of row n are a column
-// of words.
-inline void pack_forward(const float* weight, int64_t n, int64_t k, uint32_t* out) {
-  const int64_t width = panel_width(k);
-  at::parallel_for(0, ceil_div(n, 16), 4, [&](int64_t first, int64_t last) {
+// Both layouts of a weight (n, k), from one walk over it. Forward: panels of B, (k, n) =
+// weight[n][k], so words of row n become a column of words; backward: panels of (n, k) =
+// weight[n][k].
+inline void pack_weight(const float* weight, int64_t n, int64_t k, uint32_t* forward,
+                        uint32_t* backward) {
+  const int64_t width = panel_width(k), back_width = panel_width(n);
+  at::parallel_for(0, ceil_div(n, 16), 1, [&](int64_t first, int64_t last) {
     std::vector<BFloat16> low(16 * k);
     for (int64_t block = first; block < last; ++block) {
       const int64_t row = block * 16, rows = std::min<int64_t>(16, n - row);
       round_row(weight + row * k, rows * k, low.data());
       const int64_t panel = row / width * width, columns = std::min(width, n - panel);
       transpose_words(reinterpret_cast<const uint32_t*>(low.data()), k / 2, rows, k / 2,
-                      out + panel * (k / 2) + (row - panel), columns);
-    }
-  });
-}
-
-// Panels of the input gradient's B, (n, k) = weight[n][k].
-inline void pack_backward(const float* weight, int64_t n, int64_t k, uint32_t* out) {
-  const int64_t width = panel_width(n);
-  at::parallel_for(0, n / 2, 8, [&](int64_t first, int64_t last) {
-    std::vector<BFloat16> low(2 * k);
-    for (int64_t pair = first; pair < last; ++pair) {
-      round_row(weight + 2 * pair * k, 2 * k, low.data());
-      for (int64_t panel = 0; panel < k; panel += width) {
-        const int64_t columns = std::min(width, k - panel);
-        interleave_rows(low.data() + panel, k, 2, columns, out + panel * (n / 2) + pair * columns,
-                        columns);
+                      forward + panel * (k / 2) + (row - panel), columns);
+      for (int64_t left = 0; left < k; left += back_width) {
+        const int64_t wide = std::min(back_width, k - left);
+        interleave_rows(low.data() + left, k, rows, wide,
+                        backward + left * (n / 2) + row / 2 * wide, wide);
       }
     }
   });
 }
 
-// y = x B over (block of rows) x (panel) tasks; finish(row, rows, column,
-// columns, sums) gets every block's sums, rows kept `columns` apart. Panels go
-// outside, so that one stays in cache.
+// y = x B by blocks of rows and panels; finish(row, rows, column, columns, sums) gets every block's
+// sums, rows kept `columns` apart. Panels go outside, so that one stays in cache. Threads share out
+// rows where there are many; where x itself stays in cache they share out panels (halves of them,
+// for evenness), so that each weight is read from memory by one thread only.
 template <typename Finish>
 void product(const BFloat16* x, int64_t rows, int64_t depth, const BFloat16* packed, int64_t n,
              const Finish& finish) {
   const int64_t width = panel_width(depth), panels = ceil_div(n, width);
   const int64_t blocks = ceil_div(rows, kBlockRows);
-  const bool by_rows = blocks >= 4 * at::get_num_threads() || panels == 1;
-  at::parallel_for(0, by_rows ? blocks : panels, 1, [&](int64_t first, int64_t last) {
+  const auto run = [&](int64_t panel, int64_t first, int64_t last, float* sums,
+                       std::vector<BFloat16>& rest) {
+    const int64_t column = panel * width, columns = std::min(width, n - column);
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t row = b * kBlockRows, count = std::min(kBlockRows, rows - row);
+      const BFloat16* a = x + row * depth;
+      if (count < kBlockRows) {
+        rest.assign(kBlockRows * depth, BFloat16(0.0f));
+        std::copy_n(a, count * depth, rest.data());
+        a = rest.data();
+      }
+      brgemm(kBlockRows, columns, depth, a, depth, packed + column * depth, columns, sums, columns,
+             false);
+      finish(row, count, column, columns, sums);
+    }
+  };
+  const bool by_rows = rows * depth > kCachedOperand;
+  const int64_t half = ceil_div(blocks, 2);
+  at::parallel_for(0, by_rows ? blocks : 2 * panels, 1, [&](int64_t first, int64_t last) {
     const BrgemmScope scope;
     std::vector<float> sums(kBlockRows * width);
     std::vector<BFloat16> rest;
-    for (int64_t p = by_rows ? 0 : first; p < (by_rows ? panels : last); ++p) {
-      const int64_t column = p * width, columns = std::min(width, n - column);
-      for (int64_t b = by_rows ? first : 0; b < (by_rows ? last : blocks); ++b) {
-        const int64_t row = b * kBlockRows, count = std::min(kBlockRows, rows - row);
-        const BFloat16* a = x + row * depth;
-        if (count < kBlockRows) {
-          rest.assign(kBlockRows * depth, BFloat16(0.0f));
-          std::copy_n(a, count * depth, rest.data());
-          a = rest.data();
-        }
-        brgemm(kBlockRows, columns, depth, a, depth, packed + column * depth, columns, sums.data(),
-               columns, false);
-        finish(row, count, column, columns, sums.data());
-      }
+    if (by_rows) {
+      for (int64_t p = 0; p < panels; ++p) run(p, first, last, sums.data(), rest);
+      return;
+    }
+    for (int64_t task = first; task < last; ++task) {
+      run(task / 2, task % 2 * half, task % 2 == 0 ? half : blocks, sums.data(), rest);
     }
   });
 }
