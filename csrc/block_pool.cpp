@@ -23,9 +23,9 @@ namespace {
 constexpr size_t kSmallest = size_t{1} << 20;
 constexpr size_t kPage = size_t{2} << 20;
 // A block may be this much larger than what it is used for.
-constexpr double kSlack = 1.25;
+constexpr double kSlack = 4;
 // Beyond this many unused bytes the block that was unused for longest is given back.
-constexpr size_t kMostUnused = size_t{4} << 30;
+constexpr size_t kMostUnused = size_t{2} << 30;
 
 struct Block {
   void* data;

@@ -182,7 +182,7 @@ class _Backward(_Pass):
         branch: Tensor | None = None
         self.streams = [self.empty(rest, self.hidden, acc) for _ in range(2)]
         self.branch, self.normed = (self.empty(rest, self.hidden, low) for _ in range(2))
-        self.wide = [self.empty(rest, self.inner, low) for _ in range(3)]
+        self.wide = [self.empty(rest, self.inner, low) for _ in range(2)]
         self.grad_qkv = self.empty(rest, 3 * self.hidden, low)
         for number in reversed(range(self.kind.layers)):
             stream, branch = self._layer(number, stream, branch)
@@ -193,10 +193,10 @@ class _Backward(_Pass):
         """From the gradient of a layer's result, the sum of two, to that of its input."""
         layer, saved, prefix = self.encoder.layers[number], self.saved, f"layers.{number}."
         rates = self.kind.dropout
-        grad_act, grad_inner, activated = self.wide
+        grad_inner, activated = self.wide
         self._norm(number, OUTPUT, "output", layer.output_norm, rates.output, stream, branch,
                    self.streams[0])  # fmt: skip
-        self._gelu(layer, saved.inner.kept(number), prefix, grad_act, grad_inner, activated)
+        self._gelu(layer, saved.inner.kept(number), prefix, grad_inner, activated)
         self._weight(prefix + "output", self.normed, activated)
         self._weight(prefix + "intermediate", grad_inner, saved.attended.kept(number))
         self.layouts.backward_input(grad_inner, layer.intermediate.weight, self.branch)
@@ -212,9 +212,8 @@ class _Backward(_Pass):
         return self.streams[1], self.branch
 
     def _gelu(
-        self, layer: Any, inner: Tensor, prefix: str, grad_act: Tensor, grad_inner: Tensor,
-        activated: Tensor,
-    ) -> None:  # fmt: skip
+        self, layer: Any, inner: Tensor, prefix: str, grad_inner: Tensor, activated: Tensor
+    ) -> None:
         """From `normed` through the second product to the first one's result, gelu again beside."""
         sums = self._new(prefix + "intermediate.bias", (self.inner,))
         bias, layouts = layer.intermediate.bias, self.layouts
@@ -223,6 +222,7 @@ class _Backward(_Pass):
                 self.normed, layer.output.weight, inner, bias, grad_inner, activated, sums
             )
             return
+        grad_act = torch.empty_like(grad_inner)
         layouts.backward_input(self.normed, layer.output.weight, grad_act)
         self.kernels["bias_gelu"].bias_gelu_backward(
             grad_act, inner, bias, grad_inner, activated, sums

@@ -82,21 +82,32 @@ class Trainer:
             generator_draw: The same, drawn afresh (line 13).
         """
         self.model.train()
-        loss_task, gradients = self.task_gradients(labeled)  # lines 2-5
-        self.optimizers["task"].step(gradients)  # line 6
+        # A function a phase: gradients are gone from memory when the next phase's pass begins.
+        loss_task = self._task_phase(labeled)
         losses = StepLosses(loss_task)
         if self.config.adversarial and discriminator_draw is not None:
             assert generator_draw is not None
             pooled_d, pooled_g = self.pooled_draws(discriminator_draw, generator_draw)  # 8, 14
-            loss_d, accuracy, gradients = self.discriminator_gradients(
-                discriminator_draw, pooled_d
-            )  # lines 9-11
-            self.optimizers["discriminator"].step(gradients)  # line 12
-            loss_g, gradients = self.generator_gradients(generator_draw, pooled_g)  # 15-17
-            self.optimizers["generator"].step(gradients)  # line 18
+            loss_d, accuracy = self._discriminator_phase(discriminator_draw, pooled_d)
+            loss_g = self._generator_phase(generator_draw, pooled_g)
             losses = StepLosses(loss_task, loss_d, loss_g, accuracy)
         self.step_count += 1
         return losses
+
+    def _task_phase(self, labeled: PackedBatch) -> Tensor:
+        loss, gradients = self.task_gradients(labeled)  # lines 2-5
+        self.optimizers["task"].step(gradients)  # line 6
+        return loss
+
+    def _discriminator_phase(self, draw: PackedBatch, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        loss, accuracy, gradients = self.discriminator_gradients(draw, pooled)  # lines 9-11
+        self.optimizers["discriminator"].step(gradients)  # line 12
+        return loss, accuracy
+
+    def _generator_phase(self, draw: PackedBatch, pooled: Tensor) -> Tensor:
+        loss, gradients = self.generator_gradients(draw, pooled)  # lines 15-17
+        self.optimizers["generator"].step(gradients)  # line 18
+        return loss
 
     def task_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
         """L_T and its gradient for {θ, W_T, b_T}."""
