@@ -48,8 +48,9 @@ def test_compiles(architecture: int, dtype: str, tmp_path: Path) -> None:
     if dtype == "bfloat16":
         # What a block of an H100 may ask for is 227 KiB, and that of a GeForce 99.
         assert max(kernel["shared"] for kernel in compiled) <= 99 * 1024
-        # 40 bytes: keys and values of attention on sm_80, whose two products want 255 registers.
-        assert max(kernel["spilled"] for kernel in compiled) <= 64
+        # Kernels that want all 255 registers: up to 40 bytes on sm_80 from Triton 3.6 (keys and values
+        # of attention), 88 from 3.9 (gradients of the embedding). A tile too large spills hundreds.
+        assert max(kernel["spilled"] for kernel in compiled) <= 128
 
 
 def main(architecture: int, dtype: torch.dtype) -> None:
