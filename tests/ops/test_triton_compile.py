@@ -48,8 +48,8 @@ def test_compiles(architecture: int, dtype: str, tmp_path: Path) -> None:
     if dtype == "bfloat16":
         # What a block of an H100 may ask for is 227 KiB, and that of a GeForce 99.
         assert max(kernel["shared"] for kernel in compiled) <= 99 * 1024
-        # Kernels that want all 255 registers spill up to 40 bytes on sm_80 under Triton 3.6 (keys and
-        # values of attention), 88 under 3.9 (the embedding's backward). Too large a tile spills
+        # Kernels that want all 255 registers spill up to 40 bytes on sm_80 under Triton 3.6 (keys
+        # and values of attention), 88 under 3.9 (the embedding's backward). Too large a tile spills
         # hundreds.
         assert max(kernel["spilled"] for kernel in compiled) <= 128
 
