@@ -140,7 +140,8 @@ class Library:
                 found[phase] = trainer.task_gradients(batch)[-1]
 
         def update(phase: str) -> None:
-            trainer.optimizers[phase].step(found.pop(phase))
+            known = {} if phase == "discriminator" else trainer.squares()
+            trainer.optimizers[phase].step(found.pop(phase), known)
             # The count picks the dropout masks of the next step.
             trainer.step_count += phase == "generator"
 
@@ -162,11 +163,14 @@ class Library:
         }
 
     def weights(self) -> dict[str, Tensor]:
+        self._tuner.trainer.flush()
         return self._plain({n: p.detach() for n, p in self._model.named_parameters()})
 
     def _named(self, phase: str, gradients: Any) -> dict[str, Tensor]:
         names = self._tuner.trainer.optimizers[phase].names
-        return self._plain({n: g for n, g in zip(names, gradients, strict=True) if g is not None})
+        # The word table's gradient is sparse.
+        found = zip(names, gradients, strict=True)
+        return self._plain({n: g.to_dense() for n, g in found if g is not None})
 
     def _plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The encoder's under transformers' names."""

@@ -50,7 +50,25 @@ inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1)
 
 #if defined(FASTADV_AVX512)
 
+// Where results are stored: through the caches, or, a whole line at a time, past them to memory,
+// which saves reading the line first. Lines begin at multiples of 64 bytes.
+enum class Store { kCached, kStreamed };
+
+template <Store kStore>
+FASTADV_AVX512 inline void store_line(uint32_t* out, __m512i words) {
+  if constexpr (kStore == Store::kStreamed) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), words);
+  } else {
+    _mm512_storeu_si512(out, words);
+  }
+}
+
+inline bool is_line(const uint32_t* out, int64_t ldo) {
+  return reinterpret_cast<uintptr_t>(out) % 64 == 0 && ldo % 16 == 0;
+}
+
 // out[j * ldo + i] = in[i * ldi + j] of 32-bit words, i < 16, j < 16.
+template <Store kStore = Store::kCached>
 FASTADV_AVX512 inline void transpose_16x16(const uint32_t* in, int64_t ldi, uint32_t* out,
                                            int64_t ldo) {
   __m512i r[16], t[16];
@@ -77,7 +95,7 @@ FASTADV_AVX512 inline void transpose_16x16(const uint32_t* in, int64_t ldi, uint
     r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
     r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
   }
-  for (int j = 0; j < 16; ++j) _mm512_storeu_si512(out + j * ldo, r[j]);
+  for (int j = 0; j < 16; ++j) store_line<kStore>(out + j * ldo, r[j]);
 }
 
 // The same for any size.
@@ -96,8 +114,20 @@ inline void transpose_words(const uint32_t* in, int64_t ldi, int64_t rows, int64
   }
 }
 
+// The same past the caches: rows and columns are multiples of 16, and `out` is_line.
+inline void stream_transposed(const uint32_t* in, int64_t ldi, int64_t rows, int64_t columns,
+                              uint32_t* out, int64_t ldo) {
+  // Neighbouring lines one after the other.
+  for (int64_t j = 0; j < columns; j += 16) {
+    for (int64_t i = 0; i < rows; i += 16) {
+      transpose_16x16<Store::kStreamed>(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
+    }
+  }
+}
+
 // B of a product from row-major x (rows, columns): pairs of rows interleaved, an odd last row with
 // zeros. `out` holds round_up(rows, 2) / 2 rows of `columns` words, ldo words apart.
+template <Store kStore = Store::kCached>
 FASTADV_AVX512 inline void interleave_rows(const c10::BFloat16* x, int64_t ldx, int64_t rows,
                                            int64_t columns, uint32_t* out, int64_t ldo) {
   const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
@@ -113,7 +143,7 @@ FASTADV_AVX512 inline void interleave_rows(const c10::BFloat16* x, int64_t ldx, 
                              : _mm256_setzero_si256();
       const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_unpacklo_epi16(a, b)),
                                                _mm256_unpackhi_epi16(a, b), 1);
-      _mm512_storeu_si512(to + j, _mm512_permutexvar_epi32(low, words));
+      store_line<kStore>(to + j, _mm512_permutexvar_epi32(low, words));
     }
     for (; j < columns; ++j) to[j] = even[j] | (pair ? uint32_t{odd[j]} << 16 : 0u);
   }

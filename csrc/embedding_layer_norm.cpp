@@ -72,7 +72,10 @@ struct Backward {
   const Acc* grad;
   const T* grad_low;
   Dropout dropout;
-  int64_t leading, padding_idx, position_padding_idx;
+  int64_t leading;
+  // Rows of grad_word that the tokens' gradients go to, and the one that gets none.
+  const int64_t* word_rows;
+  int64_t padding_row, position_padding_idx;
   Acc *grad_word, *grad_position;
 
   // grad_z: the gradients of the rows' sums, from the first row's on; adds their part to sums,
@@ -109,8 +112,8 @@ struct Backward {
     const int64_t width = tables.width;
     for (int64_t t = first; t < last; ++t) {
       const Acc* row = grad_z + (t - first) * width + column;
-      const int64_t id = tables.input_ids[t], place = tables.position_ids[t];
-      if (id != padding_idx) add_to_row(row, columns, grad_word + id * width + column);
+      const int64_t to = word_rows[t], place = tables.position_ids[t];
+      if (to != padding_row) add_to_row(row, columns, grad_word + to * width + column);
       if (place != position_padding_idx) {
         add_to_row(row, columns, grad_position + place * width + column);
       }
@@ -232,8 +235,9 @@ void embedding_layer_norm_backward_cpu(
     const at::Tensor& grad, const std::optional<at::Tensor>& grad_low, const at::Tensor& input_ids,
     const at::Tensor& position_ids, const at::Tensor& word, const at::Tensor& position,
     const std::optional<at::Tensor>& token_type, const at::Tensor& gain, double eps, double p,
-    const std::optional<at::Tensor>& seed, int64_t site, int64_t leading, int64_t padding_idx,
-    int64_t position_padding_idx, const at::Tensor& grad_word, const at::Tensor& grad_position,
+    const std::optional<at::Tensor>& seed, int64_t site, int64_t leading,
+    const std::optional<at::Tensor>& word_rows, int64_t padding_row, int64_t position_padding_idx,
+    const at::Tensor& grad_word, const at::Tensor& grad_position,
     const std::optional<at::Tensor>& grad_token_type, const at::Tensor& grad_vectors) {
   check_inputs(input_ids, position_ids, word, position, token_type, gain);
   const int64_t tokens = input_ids.size(0), width = word.size(1);
@@ -241,7 +245,13 @@ void embedding_layer_norm_backward_cpu(
   TORCH_CHECK_VALUE(leading >= 0, "leading is ", leading, ", expected no negative number");
   check_dense(grad, acc, {tokens, width}, "grad");
   check_dense(grad_low, low, {tokens, width}, "grad_low");
-  check_dense(grad_word, acc, word.sizes(), "grad_word");
+  if (word_rows.has_value()) {
+    check_dense(*word_rows, at::kLong, {tokens}, "word_rows");
+    check_dense(grad_word, acc, {grad_word.size(0), width}, "grad_word");
+    check_ids(*word_rows, grad_word.size(0), "word_rows");
+  } else {
+    check_dense(grad_word, acc, word.sizes(), "grad_word");
+  }
   check_dense(grad_position, acc, position.sizes(), "grad_position");
   check_dense(grad_token_type, acc, {width}, "grad_token_type");
   check_dense(grad_vectors, acc, {2, width}, "grad_vectors");
@@ -255,7 +265,8 @@ void embedding_layer_norm_backward_cpu(
             data_or_null<scalar_t>(grad_low),
             dropout,
             leading,
-            padding_idx,
+            (word_rows.has_value() ? *word_rows : input_ids).const_data_ptr<int64_t>(),
+            padding_row,
             position_padding_idx,
             grad_word.mutable_data_ptr<Acc>(),
             grad_position.mutable_data_ptr<Acc>(),
@@ -276,8 +287,8 @@ TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
       "embedding_layer_norm_backward(Tensor grad, Tensor? grad_low, Tensor input_ids,"
       " Tensor position_ids, Tensor word, Tensor position, Tensor? token_type, Tensor gain,"
-      " float eps, float p, Tensor? seed, int site, int leading, int padding_idx,"
-      " int position_padding_idx, Tensor(a!) grad_word, Tensor(b!) grad_position,"
+      " float eps, float p, Tensor? seed, int site, int leading, Tensor? word_rows,"
+      " int padding_row, int position_padding_idx, Tensor(a!) grad_word, Tensor(b!) grad_position,"
       " Tensor(c!)? grad_token_type, Tensor(d!) grad_vectors) -> ()");
 }
 

@@ -180,7 +180,8 @@ void linear_gelu_backward_cpu(const at::Tensor& grad, const at::Tensor& packed, 
 
 void linear_backward_weight_cpu(const at::Tensor& grad, const at::Tensor& x,
                                 const at::Tensor& grad_weight,
-                                const std::optional<at::Tensor>& grad_bias) {
+                                const std::optional<at::Tensor>& grad_bias,
+                                const std::optional<at::Tensor>& squares) {
   check_float(x, "x");
   TORCH_CHECK_VALUE(x.dim() == 2 && grad.dim() == 2, "grad and x have ", grad.dim(), " and ",
                     x.dim(), " dimensions, expected 2");
@@ -196,16 +197,20 @@ void linear_backward_weight_cpu(const at::Tensor& grad, const at::Tensor& x,
     check_shape(*grad_bias, {n}, "grad_bias");
     check_dtype(*grad_bias, acc, "grad_bias");
   }
+  check_dense(squares, at::kDouble, {}, "squares");
   at::Tensor out = grad_weight;
   if (packs(x.scalar_type(), 2) && rows > 0) {
 #if defined(FASTADV_AVX512)
     weight_gradient(grad.const_data_ptr<BFloat16>(), x.const_data_ptr<BFloat16>(), rows, n, k,
-                    out.mutable_data_ptr<float>());
+                    out.mutable_data_ptr<float>(), mutable_data_or_null<double>(squares));
 #endif
   } else if (x.scalar_type() == acc) {
     at::mm_out(out, grad.t(), x);
   } else {
     at::mm_out(out, grad.to(acc).t(), x.to(acc));
+  }
+  if (squares.has_value() && !(packs(x.scalar_type(), 2) && rows > 0)) {
+    squares->copy_(out.square().sum());
   }
   if (!grad_bias.has_value()) return;
   at::Tensor sums = *grad_bias;
@@ -238,7 +243,7 @@ TORCH_LIBRARY_FRAGMENT(fastadv, m) {
       " Tensor(a!) grad_x, Tensor(b!) activated, Tensor(c!) grad_bias) -> ()");
   m.def(
       "linear_backward_weight(Tensor grad, Tensor x, Tensor(a!) grad_weight,"
-      " Tensor(b!)? grad_bias) -> ()");
+      " Tensor(b!)? grad_bias, Tensor(c!)? squares) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fastadv, CPU, m) {

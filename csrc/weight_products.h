@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "block_pool.h"
@@ -43,28 +44,57 @@ FASTADV_INLINE void round_row_body(const float* sum, int64_t width, T* out) {
 }
 FASTADV_SIMD_FUNCTION(round_row)
 
+template <typename T>
+FASTADV_INLINE void square_sum_body(const T* x, int64_t count, T* sum) {
+  T total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = 0; j < count; ++j) total += x[j] * x[j];
+  *sum = total;
+}
+FASTADV_SIMD_FUNCTION(square_sum)
+
 #if defined(FASTADV_AVX512)
 
-// Both layouts of a weight (n, k), from one walk over it. Forward: panels of B, (k, n) =
-// weight[n][k], so words of row n become a column of words; backward: panels of (n, k) =
-// weight[n][k].
+// Rows of a weight that are laid out together.
+constexpr int64_t kPackRows = 16;
+
+// Both layouts' part of a weight's (n, k) rows [row, row + rows), which `low` holds. Forward:
+// panels of B, (k, n) = weight[n][k], so words of row n become a column of words; backward: panels
+// of (n, k) = weight[n][k]. `row` is a multiple of kPackRows, and so is `rows` but at the end.
+inline void pack_rows(const BFloat16* low, int64_t n, int64_t k, int64_t row, int64_t rows,
+                      uint32_t* forward, uint32_t* backward) {
+  const int64_t width = panel_width(k), back_width = panel_width(n);
+  const int64_t panel = row / width * width, columns = std::min(width, n - panel);
+  const auto* words = reinterpret_cast<const uint32_t*>(low);
+  uint32_t* to = forward + panel * (k / 2) + (row - panel);
+  if (rows % 16 == 0 && k % 32 == 0 && is_line(to, columns)) {
+    stream_transposed(words, k / 2, rows, k / 2, to, columns);
+  } else {
+    transpose_words(words, k / 2, rows, k / 2, to, columns);
+  }
+  for (int64_t left = 0; left < k; left += back_width) {
+    const int64_t wide = std::min(back_width, k - left);
+    to = backward + left * (n / 2) + row / 2 * wide;
+    if (is_line(to, wide)) {
+      interleave_rows<Store::kStreamed>(low + left, k, rows, wide, to, wide);
+    } else {
+      interleave_rows(low + left, k, rows, wide, to, wide);
+    }
+  }
+}
+
+// Both layouts of a weight (n, k), from one walk over it.
 inline void pack_weight(const float* weight, int64_t n, int64_t k, uint32_t* forward,
                         uint32_t* backward) {
-  const int64_t width = panel_width(k), back_width = panel_width(n);
-  at::parallel_for(0, ceil_div(n, 16), 1, [&](int64_t first, int64_t last) {
-    std::vector<BFloat16> low(16 * k);
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t row = block * 16, rows = std::min<int64_t>(16, n - row);
+  at::parallel_for(0, ceil_div(n, kPackRows), 1, [&](int64_t first, int64_t last) {
+    std::vector<BFloat16> low(kPackRows * k);
+    for (int64_t row = first * kPackRows; row < std::min(n, last * kPackRows); row += kPackRows) {
+      const int64_t rows = std::min(kPackRows, n - row);
       round_row(weight + row * k, rows * k, low.data());
-      const int64_t panel = row / width * width, columns = std::min(width, n - panel);
-      transpose_words(reinterpret_cast<const uint32_t*>(low.data()), k / 2, rows, k / 2,
-                      forward + panel * (k / 2) + (row - panel), columns);
-      for (int64_t left = 0; left < k; left += back_width) {
-        const int64_t wide = std::min(back_width, k - left);
-        interleave_rows(low.data() + left, k, rows, wide,
-                        backward + left * (n / 2) + row / 2 * wide, wide);
-      }
+      pack_rows(low.data(), n, k, row, rows, forward, backward);
     }
+    // Before other threads may read what went past the caches.
+    _mm_sfence();
   });
 }
 
@@ -156,17 +186,19 @@ inline void interleave_chunks(const BFloat16* x, int64_t rows, int64_t k, BFloat
   });
 }
 
-// grad_weight (n, k) = g^T x, summed over tokens in a fixed order.
+// grad_weight (n, k) = g^T x, summed over tokens in a fixed order; squares, if given, is the sum of
+// its squares, taken while a block is still in the first-level cache.
 inline void weight_gradient(const BFloat16* g, const BFloat16* x, int64_t rows, int64_t n,
-                            int64_t k, float* grad_weight) {
+                            int64_t k, float* grad_weight, double* squares) {
   const int64_t chunks = ceil_div(rows, kChunk);
   const at::Tensor paired = pooled_empty({chunks * k * kChunk}, at::kBFloat16);
   const auto* b = paired.const_data_ptr<BFloat16>();
   interleave_chunks(x, rows, k, paired.mutable_data_ptr<BFloat16>());
   // Pairs of tasks, so that two threads have as much to do.
   const int64_t task_rows = round_up(ceil_div(n, 2 * ceil_div(n, kTaskRows)), kBlockRows);
-  const int64_t across = ceil_div(k, kTaskColumns);
-  at::parallel_for(0, ceil_div(n, task_rows) * across, 1, [&](int64_t first, int64_t last) {
+  const int64_t across = ceil_div(k, kTaskColumns), tasks = ceil_div(n, task_rows) * across;
+  std::vector<double> sums(tasks, 0.0);
+  at::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
     const BrgemmScope scope;
     std::vector<BFloat16> a(task_rows * kChunkStride);
     for (int64_t item = first * chunks; item < last * chunks; ++item) {
@@ -182,10 +214,17 @@ inline void weight_gradient(const BFloat16* g, const BFloat16* x, int64_t rows, 
                  a.data() + (row - top) * kChunkStride, kChunkStride,
                  b + (chunk * k + column) * kChunk, columns, grad_weight + row * k + column, k,
                  chunk > 0);
+          if (squares == nullptr || chunk + 1 < chunks) continue;
+          for (int64_t r = row; r < std::min(bottom, row + kBlockRows); ++r) {
+            float sum;
+            square_sum(static_cast<const float*>(grad_weight + r * k + column), columns, &sum);
+            sums[task] += sum;
+          }
         }
       }
     }
   });
+  if (squares != nullptr) *squares = std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 #endif

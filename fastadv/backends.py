@@ -29,6 +29,8 @@ OPERATIONS = (
     "bias_gelu",
     "masked_mean_pool",
     "linear_bce",
+    "adam",
+    "embedding_adam",
 )
 
 # Matrix products, for which Triton has nothing that the libraries of CPU and GPU lack.
@@ -60,6 +62,10 @@ DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
     # bench_bias_gelu.py, 640 x 3072: 0.53 ms against 1.19, with backward 1.6 to 7.1.
     ("bias_gelu", "cpu"): ("native", "torch"),
     ("bias_gelu", "cuda"): ("triton", "torch"),
+    ("adam", "cpu"): ("native", "torch"),
+    ("adam", "cuda"): ("triton", "torch"),
+    ("embedding_adam", "cpu"): ("native", "torch"),
+    ("embedding_adam", "cuda"): ("triton", "torch"),
 }
 
 _forced: str | None = None

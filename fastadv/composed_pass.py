@@ -12,6 +12,7 @@ from fastadv.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from fastadv.ops.embedding_layer_norm import embedding_layer_norm
 from fastadv.ops.linear import linear
 from fastadv.ops.varlen_attention import varlen_attention
+from fastadv.packing import TableRows
 
 if TYPE_CHECKING:
     from fastadv.encoder import PackedBert, PackedLayer
@@ -22,6 +23,7 @@ class Tokens:
     """The packed tokens of a pass, and how many leading ones need no gradient.
 
     input_ids and position_ids are (T,) int64, cu_seqlens (B + 1,) int32, seed (1,) int64 or None.
+    With rows, those of the tokens after the leading ones, the word table's gradient is sparse.
     """
 
     input_ids: Tensor
@@ -30,6 +32,7 @@ class Tokens:
     max_seqlen: int
     leading: int
     seed: Tensor | None
+    rows: TableRows | None = None
 
     @property
     def total(self) -> int:

@@ -15,6 +15,7 @@ from typing import Literal
 Task = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
+NonFinite = Literal["stop", "skip"]
 
 TASKS: tuple[Task, ...] = ("classification", "ner")
 
@@ -63,6 +64,8 @@ class FinetuneConfig:
         eps: Adam's epsilon. Ours, Adam's usual 1e-8.
         weight_decay: Decoupled weight decay in all three optimisers. Ours: none.
         max_grad_norm: Clip each phase's gradient to this global norm. Ours: no clipping.
+        nonfinite_gradients: What a phase does whose gradient holds a NaN or an infinity: "stop" the
+            run, or "skip" its update, weights and moments untouched. Ours.
         dropout: Encoder dropout (hidden and attention) in all three phases; None keeps the
             checkpoint's own, 0.1 for multilingual BERT. Ours.
         head_dropout: Dropout before the task head. Ours: none.
@@ -99,6 +102,7 @@ class FinetuneConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
+    nonfinite_gradients: NonFinite = "stop"
     dropout: float | None = None
     head_dropout: float = 0.0
     precision: Precision = "auto"
@@ -184,5 +188,7 @@ def _check(config: FinetuneConfig) -> None:
         refuse("max_length", "at least 3, one piece between two special tokens")
     if config.precision not in ("auto", "bf16", "fp32"):
         refuse("precision", "'auto', 'bf16' or 'fp32'")
+    if config.nonfinite_gradients not in ("stop", "skip"):
+        refuse("nonfinite_gradients", "'stop' or 'skip'")
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from fastadv.architectures import Architecture, architecture_of, why_not
 from fastadv.composed_pass import Tokens
 from fastadv.config import EncoderChoice
+from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.ops.dtypes import acc_dtype
 from fastadv.packed_pass import packed_forward
-from fastadv.packing import PackedBatch, concat
+from fastadv.packing import PackedBatch, TableRows, concat
 from fastadv.padded_encoder import PaddedEncoder
 from fastadv.weight_layouts import WeightLayouts
 
@@ -62,8 +63,15 @@ class PackedBert(nn.Module):
             sums and what runs past the products are float32 (float64 for float64).
         backend: Backend of the operations; None for the default.
 
+    The word table's gradient is dense, or, where `embeddings.word.sparse` is set, sparse over the
+    rows that were read, as with `torch.nn.Embedding`.
+
     Attributes:
         operations: Those that it needs.
+        squares: Of the last backward passes since it was cleared, the sums of squares of some
+            weights' gradients, by name, () float64; what an optimiser need not read again.
+        deferred: The word table's optimisers, which bring rows up to date before they are read;
+            None where the table always is.
 
     Raises:
         ValueError: `architectures.why_not`, or the model is more than an encoder.
@@ -91,11 +99,16 @@ class PackedBert(nn.Module):
             )
         self.dtype, self.backend = dtype, backend
         self.layouts = WeightLayouts(dtype, backend)
+        self.deferred: DeferredEmbedding | None = None
+        self.squares: dict[str, Tensor] = {}
         with torch.device("meta"):
             self.embeddings = PackedEmbeddings(self.architecture)
             self.layers: Any = nn.ModuleList(
                 PackedLayer(self.architecture) for _ in range(self.architecture.layers)
             )
+        # What waits for rows is done before they are read as a whole or replaced.
+        self.register_state_dict_pre_hook(lambda *_: self._flush())
+        self.register_load_state_dict_pre_hook(lambda *_: self._flush())
         # A list hides the model from `parameters()` and `state_dict()`.
         self._lender = [model]
         self._borrow(acc_dtype(dtype))
@@ -129,6 +142,12 @@ class PackedBert(nn.Module):
                 f"found a sequence of {joint.max_seqlen} tokens, expected at most "
                 f"{self.architecture.max_length}, as many as there are positions"
             )
+        sparse = self.embeddings.word.sparse
+        rows = _rows(batch) if self.deferred is not None or sparse else None
+        if self.deferred is not None and rows is not None:
+            if leading is not None:
+                self.deferred.catch_up(_rows(leading).ids)
+            self.deferred.catch_up(rows.ids)
         tokens = Tokens(
             joint.input_ids,
             self._positions(joint),
@@ -136,6 +155,7 @@ class PackedBert(nn.Module):
             joint.max_seqlen,
             0 if leading is None else leading.num_tokens,
             self._seed(joint.input_ids.device),
+            rows if sparse else None,
         )
         return packed_forward(self, tokens)
 
@@ -146,8 +166,24 @@ class PackedBert(nn.Module):
     @contextmanager
     def complete(self) -> Iterator[PreTrainedModel]:
         """The transformers model, pooler and all; its other weights are views of ours."""
-        self._lend()
-        yield self._lender[0]
+        try:
+            with self.reading():
+                self._lend()
+                yield self._lender[0]
+        finally:
+            if self.deferred is not None:
+                # The table that was lent may have been one made for reading.
+                self._lend()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, the word table is up to date in whole, and forward passes change nothing."""
+        with nullcontext() if self.deferred is None else self.deferred.reading():
+            yield
+
+    def _flush(self) -> None:
+        if self.deferred is not None:
+            self.deferred.flush()
 
     def _positions(self, batch: PackedBatch) -> Tensor:
         """(T,) rows of the position table."""
@@ -212,6 +248,16 @@ class PackedBert(nn.Module):
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else fn(buffer)
         return self
+
+
+def _rows(batch: PackedBatch) -> TableRows:
+    rows, ids = batch.rows, batch.input_ids
+    if rows is None:
+        return TableRows.of(ids)
+    # On a GPU this would wait for the ids.
+    if ids.device.type == "cpu" and not torch.equal(rows.ids[rows.places], ids):
+        raise ValueError("the batch's rows are not those of its input_ids, expected rows of pack()")
+    return rows
 
 
 Encoder = PackedBert | PaddedEncoder

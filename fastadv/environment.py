@@ -31,6 +31,7 @@ def collect() -> dict[str, Any]:
             "features": {} if extension is None else dict(extension.cpu_features()),
         },
         "gpus": _gpus(),
+        "word_table": _word_table(),
         "asked_for": os.environ.get("FASTADV_BACKEND") or None,
         "operations": {op: {device: _choices(op, device) for device in _DEVICES}
                        for op in backends.OPERATIONS},
@@ -42,7 +43,8 @@ def report() -> str:
     facts = collect()
     lines = [f"{name:<14}{version or 'not installed'}"
              for name, version in facts["versions"].items()]  # fmt: skip
-    lines += [*_extension_lines(facts), *_cpu_lines(facts["cpu"]), *_gpu_lines(facts["gpus"]), ""]
+    lines += [*_extension_lines(facts), *_cpu_lines(facts["cpu"]), *_gpu_lines(facts["gpus"])]
+    lines += [f"{'word table':<14}{facts['word_table']}", ""]
     if facts["asked_for"]:
         lines.append(f"FASTADV_BACKEND={facts['asked_for']} overrides the defaults below")
     for op, devices in facts["operations"].items():
@@ -51,6 +53,18 @@ def report() -> str:
             for backend, reason in choices["backends"].items():
                 lines.append(f"    {backend:<8}{'can run' if reason is None else reason}")
     return "\n".join(lines)
+
+
+def _word_table() -> str:
+    """How optimisers treat rows of the word table that a batch does not read."""
+    how = (
+        "by quadrature" if backends.extension is not None else "term by term, without the extension"
+    )
+    return (
+        f"rows wait for their updates until they are read, exactly, {how} (backend torch: step by "
+        "step); updated row by row in every step where the encoder runs padded, with weight decay, "
+        "or where beta1^2 >= beta2"
+    )
 
 
 def _versions() -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from fastadv.batching import similar_lengths
 from fastadv.config import Task
-from fastadv.encoder import Encoder
+from fastadv.encoder import Encoder, PackedBert
 from fastadv.heads import AdversarialModel
 from fastadv.metrics import DocumentReport, EntityScores, document_report, entity_scores
 from fastadv.ops.masked_mean_pool import masked_mean_pool
@@ -139,10 +139,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with reading(model), torch.inference_mode():
             yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[None]:
+    """Weights are as after all steps inside, and training goes on as if nobody had looked."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, PackedBert):
+                stack.enter_context(module.reading())
+        yield
 
 
 def _device(model: nn.Module) -> torch.device:

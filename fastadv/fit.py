@@ -13,7 +13,7 @@ import torch
 from fastadv.checkpoint import find_checkpoint, replace_folder
 from fastadv.discriminator_health import diagnose
 from fastadv.draws import Draws
-from fastadv.evaluate import SCORE, EvaluationSet
+from fastadv.evaluate import SCORE, EvaluationSet, reading
 from fastadv.progress import Bar, LossMeter, MetricsFile, notice
 from fastadv.stopping import Stopped, StopRequest, stop_request
 from fastadv.trackers import Tracker, open_tracker
@@ -65,7 +65,7 @@ class Run:
         self.config, self.trainer = tuner.config, tuner.trainer
         self.output_dir, self.quiet = output_dir, quiet
         self.tracker_names, self.trackers = trackers, list[Tracker]()
-        self.meter = LossMeter(tuner.device)
+        self.meter = LossMeter(tuner.device, self.config.nonfinite_gradients == "skip")
         self.metrics = MetricsFile(None)
         self.history = History()
         self.saved_step: int | None = None
@@ -151,9 +151,10 @@ class Run:
             return
         step = self.trainer.step_count
         record: dict[str, Any] = {"kind": "eval", "step": step}
-        if self.dev is not None:
-            record["dev"] = self.tuner.score(self.dev)
-        record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
+        with reading(self.tuner.model):
+            if self.dev is not None:
+                record["dev"] = self.tuner.score(self.dev)
+            record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
         self._record(record)
         metric = SCORE[self.tuner.task]
         scores = {"dev": record["dev"]} if self.dev is not None else {}
@@ -262,3 +263,4 @@ class Run:
         self._check_finite()
         self._export(LAST)
         self._checkpoint()
+        self.trainer.flush()

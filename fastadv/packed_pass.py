@@ -257,7 +257,9 @@ class _Backward(_Pass):
     def _weight(self, name: str, grad: Tensor, x: Tensor, bias: bool = False) -> None:
         sums = self._new(name + ".bias", (grad.shape[1],)) if bias else None
         weight = self._new(name + ".weight", (grad.shape[1], x.shape[1]))
-        self.layouts.backward_weight(grad, x, weight, sums)
+        squares = self.layouts.backward_weight(grad, x, weight, sums)
+        if squares is not None:
+            self.encoder.squares[name + ".weight"] = squares
 
     def _new(self, name: str, shape: tuple[int, ...]) -> Tensor:
         self.gradients[name] = empty(self.saved.qkv.rows, shape, self.acc)
@@ -268,22 +270,30 @@ class _Backward(_Pass):
         rows = slice(tokens.leading, None)
         word, position, token_type = self.tables
         tables = self.encoder.embeddings
-        sums = [
-            self._new(f"embeddings.{name}.weight", tuple(table.shape)).zero_()
-            for name, table in (("word", word), ("position", position))
-        ]
+        position_sums = self._new("embeddings.position.weight", tuple(position.shape)).zero_()
+        rows_read, padding = tokens.rows, -1 if kind.padding_idx is None else kind.padding_idx
+        if rows_read is None:
+            word_sums = self._new("embeddings.word.weight", tuple(word.shape)).zero_()
+        else:
+            ids = rows_read.ids
+            word_sums = empty(stream, (len(ids), self.hidden), self.acc).zero_()
+            self.gradients["embeddings.word.weight"] = torch.sparse_coo_tensor(
+                ids.to(word.device)[None], word_sums, word.shape, is_coalesced=True,
+                check_invariants=False,
+            )  # fmt: skip
+            at = int(torch.searchsorted(ids, padding))
+            padding = at if at < len(ids) and int(ids[at]) == padding else -1
         sums_type = None
         if tables.token_type is not None:
             whole = self._new("embeddings.token_type.weight", tuple(tables.token_type.weight.shape))
             sums_type = whole.zero_()[0]
         vectors = empty(stream, (2, self.hidden), self.acc)
-        padding, position_padding = (
-            -1 if row is None else row for row in (kind.padding_idx, kind.position_padding_idx)
-        )
+        position_padding = -1 if kind.position_padding_idx is None else kind.position_padding_idx
         self.kernels["embedding_layer_norm"].embedding_layer_norm_backward(
             stream, branch, tokens.input_ids[rows], tokens.position_ids[rows], word, position,
             token_type, tables.norm.weight, kind.eps, *self.dropout(kind.dropout.embedding, 0, 0),
-            tokens.leading, padding, position_padding, *sums, sums_type, vectors,
+            tokens.leading, None if rows_read is None else rows_read.places, padding,
+            position_padding, word_sums, position_sums, sums_type, vectors,
         )  # fmt: skip
         self.gradients["embeddings.norm.weight"] = vectors[0]
         self.gradients["embeddings.norm.bias"] = vectors[1]

@@ -18,6 +18,33 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
+class TableRows:
+    """Which rows of the word table a batch reads.
+
+    Attributes:
+        ids: (U,) int64, ascending, each once; on the host.
+        places: (T,) int64, where each token's id is among them.
+    """
+
+    ids: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor) -> TableRows:
+        """The rows of ids (T,); on a GPU this waits for them."""
+        ids, places = np.unique(input_ids.cpu().numpy(), return_inverse=True)
+        return cls(torch.from_numpy(ids), torch.from_numpy(places).to(input_ids.device))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TableRows:
+        """The same with `places` on `device`."""
+        return replace(self, places=self.places.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TableRows:
+        """The same in page-locked host memory."""
+        return TableRows(self.ids.pin_memory(), self.places.pin_memory())
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """B sequences of T tokens in all, one after the other.
 
@@ -33,6 +60,7 @@ class PackedBatch:
         english: None, or (B,) bool: True where the sequence is English (the paper's y_A).
         num_examples: documents or sentences in the batch. A sentence cut into several windows
             counts once, so this is what a loss "per sentence" is averaged over.
+        rows: the word table's rows that are read, as `pack` finds them; None where unknown.
     """
 
     input_ids: Tensor
@@ -42,6 +70,7 @@ class PackedBatch:
     labels: Tensor | None
     english: Tensor | None
     num_examples: int
+    rows: TableRows | None = None
 
     def __len__(self) -> int:
         """B, the number of sequences."""
@@ -57,7 +86,7 @@ class PackedBatch:
         moved = {
             name: getattr(value, change)(*args, **kwargs)
             for name, value in tensors.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor | TableRows)
         }
         return replace(self, **moved)
 
@@ -130,14 +159,16 @@ def pack(
             )
         windows = [len(example) for example in sequences_per_example]
         languages = torch.from_numpy(np.repeat(np.asarray(english, bool), windows))
+    input_ids = torch.from_numpy(np.concatenate(arrays).astype(np.int64))
     return PackedBatch(
-        input_ids=torch.from_numpy(np.concatenate(arrays).astype(np.int64)),
+        input_ids=input_ids,
         position_ids=torch.from_numpy(positions),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(lengths.max()),
         labels=_pack_labels(sequences, total),
         english=languages,
         num_examples=len(sequences_per_example),
+        rows=TableRows.of(input_ids),
     )
 
 
@@ -145,7 +176,7 @@ def concat(first: PackedBatch, second: PackedBatch) -> PackedBatch:
     """One batch of the sequences of two, those of `first` before those of `second`.
 
     Both are of one task and on one device, which nothing waits for. Labels, and `english`, stay
-    where both have them.
+    where both have them; `rows` does not.
     """
 
     def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -27,9 +27,13 @@ NAMES = {
 
 
 class LossMeter:
-    """Means of the losses since the last record, kept on the device until they are asked for."""
+    """Means of the losses since the last record, kept on the device until they are asked for.
 
-    def __init__(self, device: torch.device) -> None:
+    Losses that are not finite make the means so, or, with `skip_nonfinite`, do not count.
+    """
+
+    def __init__(self, device: torch.device, skip_nonfinite: bool = False) -> None:
+        self.skip_nonfinite = skip_nonfinite
         # Row 0: sums, row 1: counts. float64, so that a mean does not depend on the interval.
         self.sums = torch.zeros(2, len(NAMES), dtype=torch.float64, device=device)
         self._examples = self._tokens = 0
@@ -59,8 +63,9 @@ class LossMeter:
                 if field == "discriminator_accuracy" and draw_d is not None:
                     # Batches by a budget of word pieces differ in size: a share needs its whole.
                     weight = len(draw_d)
-                self.sums[0, place] += value * weight
-                self.sums[1, place] += weight
+                counts = torch.isfinite(value) if self.skip_nonfinite else value.new_ones(())
+                self.sums[0, place] += torch.where(counts.bool(), value * weight, 0.0)
+                self.sums[1, place] += counts * weight
         for batch in (labeled, draw_d, draw_g):
             if batch is not None:
                 self._examples += batch.num_examples

@@ -28,10 +28,15 @@ def state_of(tuner: AdversarialFinetuner) -> tuple[dict[str, Tensor], dict[str, 
 
     The step count and the seed are the whole random state: dropout is drawn from them.
     """
-    tensors = {f"model.{n}": t for n, t in tuner.model.state_dict().items()}
+    # Not `state_dict`, which brings the word table's rows up to date: what waits, waits on.
+    tensors = {f"model.{n}": p.detach() for n, p in tuner.model.named_parameters()}
+    for name, residual in _residuals(tuner):
+        tensors[f"residual.{name}"] = residual
     for phase, optimizer in tuner.trainer.optimizers.items():
         for name, tensor in optimizer.state_tensors().items():
             tensors[f"optimizer.{phase}.{name}"] = tensor
+    if (deferred := tuner.trainer.deferred) is not None:
+        tensors |= {f"deferred.{n}": t for n, t in deferred.state_tensors().items()}
     return tensors, {
         "step": tuner.trainer.step_count,
         "task": tuner.task,
@@ -52,7 +57,17 @@ def restore(
         ValueError: The state is of a run with another task, other labels or settings.
     """
     _check_same_run(tuner, state, path)
-    tuner.model.load_state_dict(_under("model.", tensors))
+    # Buffers are not trained, and are what the model that a run starts from has.
+    missing, unexpected = tuner.model.load_state_dict(_under("model.", tensors), strict=False)
+    parameters = dict(tuner.model.named_parameters())
+    wrong = unexpected + [name for name in missing if name in parameters]
+    if wrong:
+        raise ValueError(f"{path}: the checkpoint does not match the model at {wrong[0]}")
+    if (deferred := tuner.trainer.deferred) is not None:
+        deferred.load_state_tensors(_under("deferred.", tensors))
+    saved = _under("residual.", tensors)
+    for name, residual in _residuals(tuner):
+        residual.copy_(saved[name])
     for phase, optimizer in tuner.trainer.optimizers.items():
         optimizer.load_state_tensors(_under(f"optimizer.{phase}.", tensors))
     tuner.trainer.step_count = state["step"]
@@ -69,6 +84,13 @@ def _check_same_run(tuner: AdversarialFinetuner, state: Mapping[str, Any], path:
                 f"{path}: {name} was {theirs.get(name)!r} in that run and is "
                 f"{ours.get(name)!r} now, expected the same to resume"
             )
+
+
+def _residuals(tuner: AdversarialFinetuner) -> list[tuple[str, Tensor]]:
+    """Low bits of every weight that is trained and has some, by name."""
+    found = tuner.trainer.residuals
+    named = [(n, p) for n, p in tuner.model.named_parameters() if p.requires_grad]
+    return [(n, r) for n, p in named if (r := found.of(p)) is not None]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,18 +6,23 @@ ever stored on a parameter's `.grad`, which is what keeps the phases apart.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastadv.config import ResolvedConfig
+from fastadv.deferred_embedding import DeferredEmbedding
+from fastadv.encoder import Encoder, PackedBert
 from fastadv.heads import AdversarialModel
 from fastadv.ops import discriminator_loss, generator_loss
-from fastadv.optim import GradientAdam
+from fastadv.optim import GradientAdam, Residuals
 from fastadv.packing import PackedBatch
 
 Gradients = tuple[Tensor | None, ...]
@@ -49,12 +54,16 @@ class Trainer:
     Attributes:
         step_count: Iterations done so far; with the seed it fixes every dropout mask.
         optimizers: The three, by phase: "task", "discriminator" and "generator".
+        residuals: The low bits of the weights, which T and G share.
+        deferred: The word table under T and G; None where it is updated densely.
     """
 
     def __init__(self, model: AdversarialModel, config: ResolvedConfig) -> None:
         self.model = model
         self.config = config
         self.step_count = 0
+        self.residuals = Residuals()
+        self.deferred = self._defer()
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         theta = [(n, p) for n, p in named if n.startswith("encoder.")]
         task_head = [(n, p) for n, p in named if n.startswith("task_head.")]
@@ -94,9 +103,16 @@ class Trainer:
         self.step_count += 1
         return losses
 
+    def flush(self) -> None:
+        """Does the updates that rows of the word table still wait for, so that every parameter is
+        what it is; forward passes and `state_dict()` see to it themselves.
+        """
+        if self.deferred is not None:
+            self.deferred.flush()
+
     def _task_phase(self, labeled: PackedBatch) -> Tensor:
         loss, gradients = self.task_gradients(labeled)  # lines 2-5
-        self.optimizers["task"].step(gradients)  # line 6
+        self.optimizers["task"].step(gradients, self.squares())  # line 6
         return loss
 
     def _discriminator_phase(self, draw: PackedBatch, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +122,7 @@ class Trainer:
 
     def _generator_phase(self, draw: PackedBatch, pooled: Tensor) -> Tensor:
         loss, gradients = self.generator_gradients(draw, pooled)  # lines 15-17
-        self.optimizers["generator"].step(gradients)  # line 18
+        self.optimizers["generator"].step(gradients, self.squares())  # line 18
         return loss
 
     def task_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
@@ -156,13 +172,31 @@ class Trainer:
         )
         return loss.detach(), self._gradients(loss, "generator")
 
+    def squares(self) -> dict[str, Tensor]:
+        """Sums of squares of those of the last gradients that the encoder's pass knows, by name."""
+        squares = getattr(self.model.encoder, "squares", {})
+        return {f"encoder.{name}": x for name, x in squares.items()}
+
     def _gradients(self, loss: Tensor, phase: str) -> Gradients:
+        if isinstance(self.model.encoder, PackedBert):
+            self.model.encoder.squares.clear()
         # Unused parameters (a token-type row never read is used; a whole unused table is not) get
         # None, and Adam passes over them as it does over a missing `.grad`.
         return torch.autograd.grad(loss, self.optimizers[phase].parameters, allow_unused=True)
 
+    def _defer(self) -> DeferredEmbedding | None:
+        reason = why_dense(self.model.encoder, self.config)
+        encoder = self.model.encoder
+        if reason is not None or not isinstance(encoder, PackedBert):
+            _say_dense(reason or "")
+            return None
+        encoder.embeddings.word.sparse = True
+        table: Any = encoder.embeddings.word.weight
+        encoder.deferred = DeferredEmbedding(table, self.residuals.of(table), self.config.backend)
+        return encoder.deferred
+
     def _adam(self, named: list, lr: float) -> GradientAdam:
-        config = self.config
+        config, encoder = self.config, self.model.encoder
         return GradientAdam(
             named,
             lr=lr,
@@ -170,6 +204,11 @@ class Trainer:
             eps=config.eps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
+            nonfinite=config.nonfinite_gradients,
+            residuals=self.residuals,
+            layouts=encoder.layouts if isinstance(encoder, PackedBert) else None,
+            deferred=self.deferred,
+            backend=config.backend,
         )
 
     @contextmanager
@@ -186,6 +225,28 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield
+
+
+def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
+    """Why the word table's untouched rows cannot wait for their updates; None if they can."""
+    if not isinstance(encoder, PackedBert):
+        return "the encoder runs padded"
+    if not encoder.embeddings.word.weight.requires_grad:
+        return "it is frozen"
+    if config.weight_decay:
+        return "weight decay moves every row by what it is"
+    if config.beta1**2 >= config.beta2:
+        return f"beta1 {config.beta1} and beta2 {config.beta2} let momentum outlive its scale"
+    return None
+
+
+@functools.cache
+def _say_dense(reason: str) -> None:
+    """Says it once a process, as with the encoder."""
+    if reason != "it is frozen":
+        logging.getLogger("fastadv").warning(
+            "the word table is updated row by row in every step, which is slower: %s", reason
+        )
 
 
 def _sides(batch: PackedBatch) -> Tensor:

@@ -29,6 +29,11 @@ def _count_updates(optimizer: Optimizer, *_: Any) -> None:
 register_optimizer_step_post_hook(_count_updates)
 
 
+def _state(weight: Parameter) -> tuple[int, int]:
+    """Changes with the weight: in place its version counts up; another tensor has other memory."""
+    return weight._version, weight.data_ptr()
+
+
 class WeightLayouts:
     """Weight matrices in the products' type, laid out for either direction.
 
@@ -93,13 +98,17 @@ class WeightLayouts:
 
     def backward_weight(
         self, grad: Tensor, x: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
-    ) -> None:
+    ) -> Tensor | None:
         """grad_weight (N, K) = grad^T x and grad_bias (N,) the sums of grad's columns, in the type
         of the weights.
+
+        Returns:
+            The sum of grad_weight's squares, () float64, where it comes for nothing.
         """
         if self._native(x):
-            torch.ops.fastadv.linear_backward_weight(grad, x, grad_weight, grad_bias)
-            return
+            squares = torch.empty((), dtype=torch.float64)
+            torch.ops.fastadv.linear_backward_weight(grad, x, grad_weight, grad_bias, squares)
+            return squares
         if grad_weight.dtype == x.dtype:
             torch.mm(grad.t(), x, out=grad_weight)
         elif x.is_cuda:
@@ -108,13 +117,24 @@ class WeightLayouts:
             torch.mm(grad.t().to(grad_weight.dtype), x.to(grad_weight.dtype), out=grad_weight)
         if grad_bias is not None:
             torch.sum(grad, 0, dtype=grad_bias.dtype, out=grad_bias)
+        return None
+
+    def packed(self, weight: Parameter) -> tuple[Tensor, Tensor] | None:
+        """Both layouts of what the weight is now, where they are ours (bfloat16, native)."""
+        made = self._made.get(weight)
+        if made is None or made[0] != _state(weight) or made[1].dim() != 1:
+            return None
+        return made[1], made[2]
+
+    def rewritten(self, weight: Parameter) -> None:
+        """Says that whoever changed the weight changed its layouts too."""
+        self._made[weight] = (_state(weight), *self._made[weight][1:])
 
     def _native(self, x: Tensor) -> bool:
         return backends.resolve("linear", x.device, self.backend) == "native"
 
     def _layouts(self, weight: Parameter) -> tuple[tuple[int, int], Tensor, Tensor]:
-        # An in-place update counts the version up; another tensor has other memory.
-        state = (weight._version, weight.data_ptr())
+        state = _state(weight)
         made = self._made.get(weight)
         if made is None or made[0] != state:
             made = (state, *self._pack(weight.detach()))

@@ -211,14 +211,19 @@ def embedding_layer_norm_backward(
     seed: Tensor | None,
     site: int,
     leading: int,
-    padding_idx: int,
+    word_rows: Tensor | None,
+    padding_row: int,
     position_padding_idx: int,
     grad_word: Tensor,
     grad_position: Tensor,
     grad_token_type: Tensor | None,
     grad_vectors: Tensor,
 ) -> None:
-    """Writes the gradients of gain and bias (2, H); adds those of the tables to what is there."""
+    """Writes the gradients of gain and bias (2, H); adds those of the tables to what is there.
+
+    Tokens' gradients go to rows word_rows (T,) of grad_word, by default their ids; row padding_row
+    gets none.
+    """
     rows, hidden = grad.shape
     if grad.numel() == 0:
         grad_vectors.zero_()
@@ -255,7 +260,9 @@ def embedding_layer_norm_backward(
             **tile,
         )
         # Both tables in one sort; 32 bits are half the passes of 64.
-        keys = torch.cat([input_ids.int(), position_ids.int() + words])
+        to = input_ids if word_rows is None else word_rows
+        table_rows = grad_word.shape[0]
+        keys = torch.cat([to.int(), position_ids.int() + table_rows])
         keys, order = torch.sort(keys, stable=True)
         block_h = block_of(hidden, 256)
         _segments_kernel[(2 * rows, triton.cdiv(hidden, block_h))](
@@ -264,10 +271,10 @@ def embedding_layer_norm_backward(
             grad_sum,
             grad_word,
             grad_position,
-            words,
+            table_rows,
             positions,
             rows,
-            padding_idx,
+            padding_row,
             position_padding_idx,
             HIDDEN=hidden,
             BLOCK_T=16,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+import tiny
 import torch
 from torch.nn.parameter import Parameter
 
-from fastadv.optim import GradientAdam
+import fastadv.trainer
+from fastadv import AdversarialFinetuner, FinetuneConfig
+from fastadv.deferred_embedding import DeferredEmbedding
+from fastadv.optim import GradientAdam, Residuals
 
 
 def parameters(dtype: torch.dtype) -> list[tuple[str, Parameter]]:
@@ -56,12 +64,17 @@ def test_leaves_no_gradient_and_no_state_for_unused() -> None:
 
 def test_state_moves_to_another_optimiser() -> None:
     one, two = parameters(torch.float32), parameters(torch.float32)
-    first, second = GradientAdam(one, lr=1e-2), GradientAdam(two, lr=1e-2)
+    low_one, low_two = Residuals(), Residuals()
+    first = GradientAdam(one, lr=1e-2, residuals=low_one)
+    second = GradientAdam(two, lr=1e-2, residuals=low_two)
     for step in range(3):
         first.step(gradients(step, torch.float32))
     with torch.no_grad():
         for (_, p), (_, q) in zip(one, two, strict=True):
             q.copy_(p)
+            low_q, low_p = low_two.of(q), low_one.of(p)
+            assert low_q is not None and low_p is not None
+            low_q.copy_(low_p)
     second.load_state_tensors({n: t.clone() for n, t in first.state_tensors().items()})
     for step in range(3, 6):
         first.step(gradients(step, torch.float32))
@@ -77,3 +90,290 @@ def test_wrong_states_and_gradients_are_refused() -> None:
         adam.load_state_tensors({"z.exp_avg": torch.ones(1)})
     with pytest.raises(ValueError, match="a holds exp_avg, expected step, exp_avg, exp_avg_sq"):
         adam.load_state_tensors({"a.exp_avg": torch.ones(7, 5)})
+
+
+def adam_over(
+    dtype: torch.dtype, deferred: bool = False, **options: Any
+) -> tuple[GradientAdam, list[Parameter], Residuals]:
+    """Ours over `parameters`; with `deferred`, "a" is a table whose rows wait."""
+    named, residuals = parameters(dtype), Residuals()
+    table = named[0][1]
+    deferral = DeferredEmbedding(table, residuals.of(table), None) if deferred else None
+    adam = GradientAdam(named, lr=1e-2, residuals=residuals, deferred=deferral, **options)
+    return adam, [p for _, p in named], residuals
+
+
+def sparse_gradients(step: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """As `gradients`, with rows of "a" that differ from step to step."""
+    first, *rest = gradients(step, dtype)
+    assert first is not None
+    rows = torch.tensor([step % 7, (step + 2) % 7]).sort().values
+    return [torch.sparse_coo_tensor(rows[None], first[rows], (7, 5), check_invariants=True), *rest]
+
+
+def feed(theirs: Sequence[Parameter], found: Sequence[torch.Tensor | None]) -> None:
+    for p, g in zip(theirs, found, strict=True):
+        p.grad = g.to_dense() if g is not None else None
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_state_goes_to_torch_and_back(deferred: bool) -> None:
+    """Three steps here, three by PyTorch, three here again: nine of PyTorch's."""
+    draw = sparse_gradients if deferred else gradients
+    oracle = [p for _, p in parameters(torch.float64)]
+    start = [p.detach().clone() for p in oracle]
+    adam = torch.optim.Adam(oracle, lr=1e-2)
+    for step in range(9):
+        feed(oracle, draw(step, torch.float64))
+        adam.step()
+    ours, weights, _ = adam_over(torch.float64, deferred)
+    for step in range(3):
+        ours.step(draw(step, torch.float64))
+    theirs = torch.optim.Adam(weights, lr=5.0)
+    theirs.load_state_dict(ours.state_dict())
+    for step in range(3, 6):
+        feed(weights, draw(step, torch.float64))
+        theirs.step()
+    again = GradientAdam(
+        zip(ours.names, weights, strict=True),
+        lr=7.0,
+        deferred=DeferredEmbedding(weights[0], None, None) if deferred else None,
+    )
+    again.load_state_dict(theirs.state_dict())
+    assert again.lr == 1e-2
+    for step in range(6, 9):
+        again.step(draw(step, torch.float64))
+    again.state_dict()  # brings the table's rows up to date
+    for p, q, begin in zip(weights, oracle, start, strict=True):
+        # Orders of the same operations in float64, and 1e-9 for what rows missed.
+        assert ((p - q).abs() <= 1e-9 * (q - begin).abs().max() + 1e-14).all()
+    assert not torch.equal(weights[0], start[0])
+
+
+def test_states_of_other_adams_are_refused() -> None:
+    ours, weights, _ = adam_over(torch.float32)
+    for options, what in (
+        ({"amsgrad": True}, "amsgrad"),
+        ({"maximize": True}, "maximize"),
+        ({"weight_decay": 0.1}, "coupled weight decay"),
+    ):
+        with pytest.raises(ValueError, match=f"an Adam with {what}, expected plain Adam"):
+            ours.load_state_dict(torch.optim.Adam(weights, **options).state_dict())
+    decoupled = torch.optim.AdamW(weights, weight_decay=0.1).state_dict()
+    ours.load_state_dict(decoupled)
+    assert ours.weight_decay == 0.1
+    table, _, _ = adam_over(torch.float32, deferred=True)
+    with pytest.raises(ValueError, match="weight decay, expected none with a deferred table"):
+        table.load_state_dict(decoupled)
+
+
+def everything(adam: GradientAdam, weights: Sequence[Parameter], low: Residuals) -> list[Any]:
+    """All that a step may change."""
+    found = [p.detach().clone() for p in weights]
+    found += [r.clone() for p in weights if (r := low.of(p)) is not None]
+    return found + [t.clone() for t in adam.state_tensors().values()]
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(value: float, deferred: bool) -> None:
+    for nonfinite in ("stop", "skip"):
+        draw = sparse_gradients if deferred else gradients
+        adam, weights, low = adam_over(torch.float32, deferred, nonfinite=nonfinite)
+        for step in range(2):
+            assert adam.step(draw(step, torch.float32))
+        table = adam._deferred
+        before = everything(adam, weights, low)
+        waiting = {} if table is None else {n: t.clone() for n, t in table.state_tensors().items()}
+        for place in (0, 1):
+            wrong = draw(2, torch.float32)
+            bad = wrong[place]
+            assert bad is not None
+            (bad._values() if bad.is_sparse else bad).view(-1)[1] = value
+            if nonfinite == "stop":
+                name = "ab"[place]
+                with pytest.raises(
+                    FloatingPointError, match=f"of {name} holds a value that is not"
+                ):
+                    adam.step(wrong)
+            else:
+                assert not adam.step(wrong)
+        assert adam.skipped == (0 if nonfinite == "stop" else 2)
+        after = everything(adam, weights, low)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        if table is not None:
+            assert all(torch.equal(t, table.state_tensors()[n]) for n, t in waiting.items())
+        # The next step is the third.
+        adam.step(draw(2, torch.float32))
+        assert float(adam.state_tensors()["b.step"]) == 3
+
+
+def test_too_large_for_a_norm_is_refused_too() -> None:
+    adam, *_ = adam_over(torch.float32)
+    huge = [torch.full((7, 5), 1e30), torch.ones(3), None]
+    with pytest.raises(FloatingPointError, match="has a norm that is not finite"):
+        adam.step(huge)
+
+
+def test_parameters_without_a_gradient_keep_their_step_count() -> None:
+    """As PyTorch: a parameter's steps are those it had a gradient in."""
+    adam, weights, _ = adam_over(torch.float64)
+    theirs = [p for _, p in parameters(torch.float64)]
+    oracle = torch.optim.Adam(theirs, lr=1e-2)
+    for step in range(6):
+        found = gradients(step, torch.float64)
+        if step % 2:
+            found[0] = None
+        feed(theirs, found)
+        oracle.step()
+        adam.step(found)
+    for p, q in zip(weights, theirs, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-14)
+    steps = {n: float(t) for n, t in adam.state_tensors().items() if n.endswith(".step")}
+    assert steps == {"a.step": 3, "b.step": 6}
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_changed_rate_holds_from_the_next_step_on(deferred: bool) -> None:
+    draw = sparse_gradients if deferred else gradients
+    adam, weights, _ = adam_over(torch.float64, deferred)
+    theirs = [p for _, p in parameters(torch.float64)]
+    oracle = torch.optim.Adam(theirs, lr=1e-2)
+    for step in range(8):
+        adam.lr = oracle.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        feed(theirs, draw(step, torch.float64))
+        oracle.step()
+        adam.step(draw(step, torch.float64))
+    adam.state_dict()  # brings the table's rows up to date
+    for p, q in zip(weights, theirs, strict=True):
+        # 1e-9 of displacements of some hundredths.
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-10)
+
+
+def test_clipping_is_by_the_norm_of_all_rows_and_weights() -> None:
+    """A sparse gradient counts as the dense one that it stands for."""
+    one, first, _ = adam_over(torch.float64, True, max_grad_norm=0.1)
+    two, second, _ = adam_over(torch.float64, False, max_grad_norm=0.1)
+    for step in range(4):
+        found = sparse_gradients(step, torch.float64)
+        one.step(found)
+        two.step([None if g is None else g.to_dense() for g in found])
+    one.state_dict()
+    for p, q in zip(first, second, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-10)
+
+
+def test_frozen_parameters_are_not_trained_here() -> None:
+    """The trainer leaves them out, and a table among them does not wait for anything."""
+    config = FinetuneConfig(max_length=16, precision="fp32")
+    model = tiny.tiny_bert()
+    model.embeddings.word_embeddings.weight.requires_grad_(False)
+    tuner = AdversarialFinetuner(
+        model, labels=tiny.LABELS, config=config, tokenizer=tiny.tiny_tokenizer(), device="cpu"
+    )
+    assert tuner.trainer.deferred is None
+    word = tuner.model.encoder.embeddings.word.weight
+    before, version = word.detach().clone(), word._version
+    draw = tuner.collate(tiny.GERMAN, [text for text, _ in tiny.ENGLISH])
+    tuner.step(tuner.collate(tiny.ENGLISH), draw, draw)
+    assert torch.equal(word, before) and word._version == version
+    assert "encoder.embeddings.word.weight" not in tuner.trainer.optimizers["task"].names
+
+
+def tuner_of(**changes: Any) -> AdversarialFinetuner:
+    config = FinetuneConfig(**{"max_length": 16, "precision": "bf16", **changes})
+    return AdversarialFinetuner(
+        tiny.tiny_bert(), labels=tiny.LABELS, config=config, tokenizer=tiny.tiny_tokenizer(),
+        device="cpu",
+    )  # fmt: skip
+
+
+def one_step(tuner: AdversarialFinetuner) -> None:
+    draw = tuner.collate(tiny.GERMAN, [text for text, _ in tiny.ENGLISH])
+    tuner.step(tuner.collate(tiny.ENGLISH), draw, draw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"encoder": "padded"}, "the encoder runs padded"),
+        ({"weight_decay": 0.01}, "weight decay moves every row by what it is"),
+        ({"beta1": 0.95, "beta2": 0.9}, "let momentum outlive its scale"),
+    ],
+)
+def test_a_table_that_cannot_wait_is_updated_densely(
+    changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once a process, and the step works."""
+    fastadv.trainer._say_dense.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="fastadv"):
+        first, _ = tuner_of(**changes), tuner_of(**changes)
+    assert first.trainer.deferred is None
+    said = [r.getMessage() for r in caplog.records if "the word table is updated" in r.getMessage()]
+    assert len(said) == 1 and reason in said[0]
+    one_step(first)
+
+
+def test_no_gradient_of_the_tables_size() -> None:
+    tuner = tuner_of()
+    batch = tuner.collate(tiny.ENGLISH)
+    tuner.model.train()
+    _, gradients = tuner.trainer.task_gradients(batch)
+    named = dict(zip(tuner.trainer.optimizers["task"].names, gradients, strict=True))
+    word = named["encoder.embeddings.word.weight"]
+    assert word is not None and word.is_sparse
+    read = batch.input_ids.unique()
+    assert torch.equal(word.coalesce().indices()[0], read)
+    assert len(read) < len(tuner.model.encoder.embeddings.word.weight) / 2
+
+
+def test_updates_write_the_layouts_that_products_read() -> None:
+    """The next forward packs nothing, and reads what packing would have given."""
+    tuner = tuner_of()
+    one_step(tuner)
+    layouts, found = tuner.model.encoder.layouts, 0
+    for name, parameter in tuner.model.encoder.named_parameters():
+        pair = layouts.packed(parameter)
+        if pair is not None:
+            wanted = torch.ops.fastadv.linear_pack(parameter.detach(), torch.bfloat16)
+            assert all(torch.equal(a, b) for a, b in zip(pair, wanted, strict=True)), name
+            found += 1
+    packs = torch.ops.fastadv.linear_pack(torch.ones(2, 2), torch.bfloat16)[0].dim() == 1
+    layers = len(tuner.model.encoder.layers)
+    assert found == (4 * layers if packs else 0)
+
+
+@pytest.mark.parametrize("encoder", ["packed", "padded"])
+def test_a_phase_whose_gradient_is_not_finite(encoder: str) -> None:
+    """Stopped, or skipped: T's update is left out, D's and G's are done."""
+    for nonfinite in ("stop", "skip"):
+        tuner = tuner_of(encoder=encoder, nonfinite_gradients=nonfinite)
+        with torch.no_grad():
+            tuner.model.task_head.weight[0, 0] = float("inf")
+        before = {n: p.detach().clone() for n, p in tuner.model.named_parameters()}
+        if nonfinite == "stop":
+            with pytest.raises(FloatingPointError, match="not finite, expected numbers"):
+                one_step(tuner)
+        else:
+            one_step(tuner)
+        optimizers = tuner.trainer.optimizers
+        assert optimizers["task"].skipped == (nonfinite == "skip")
+        assert optimizers["generator"].skipped == 0
+        moved = {n for n, p in tuner.model.named_parameters() if not torch.equal(p, before[n])}
+        assert not any(n.startswith("task_head.") for n in moved)
+        assert any(n.startswith("discriminator.") for n in moved) == (nonfinite == "skip")
+
+
+def test_norms_that_the_pass_knows_are_those_of_the_gradients() -> None:
+    tuner = tuner_of()
+    tuner.model.train()
+    _, gradients = tuner.trainer.task_gradients(tuner.collate(tiny.ENGLISH))
+    named = dict(zip(tuner.trainer.optimizers["task"].names, gradients, strict=True))
+    squares = tuner.trainer.squares()
+    assert len(squares) == 4 * len(tuner.model.encoder.layers)
+    for name, found in squares.items():
+        gradient = named[name]
+        assert gradient is not None
+        # Sums of up to 256 squares in float32.
+        wanted = float(gradient.double().square().sum())
+        assert float(found) == pytest.approx(wanted, rel=1e-5), name

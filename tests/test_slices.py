@@ -29,6 +29,8 @@ WITHOUT: dict[str, set[str]] = {
             "varlen_attention",
             "dropout_add_layer_norm",
             "bias_gelu",
+            "adam",
+            "embedding_adam",
         )
     },
     # Products on a GPU are PyTorch's own, from the vendor's library.
@@ -38,7 +40,7 @@ WITHOUT: dict[str, set[str]] = {
 # Files in the folders of operations that are not operations.
 SHARED = {
     "fastadv/ops": {"__init__", "dtypes", "philox"},
-    "csrc": {"module", "cpu_features", "block_pool", "philox"},
+    "csrc": {"module", "cpu_features", "block_pool", "philox", "deferred_rules"},
     "csrc/cuda": set(),
     "kernels": {"__init__", "launch", "philox"},
 }

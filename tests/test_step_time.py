@@ -164,7 +164,7 @@ def test_an_update_left_out_fails_the_check(
 ) -> None:
     class Forgetful(step_time.Library):
         def step(self, batches: Any) -> object:
-            self._tuner.trainer.optimizers[phase].step = lambda gradients: None
+            self._tuner.trainer.optimizers[phase].step = lambda *_: None
             return super().step(batches)
 
     monkeypatch.setattr(step_time, "SYSTEMS", (Forgetful, step_time.Padded))

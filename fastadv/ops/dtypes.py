@@ -34,6 +34,12 @@ def check_dtype(x: torch.Tensor, dtype: torch.dtype, name: str) -> None:
         raise ValueError(f"{name} has dtype {x.dtype}, expected {dtype}")
 
 
+def check_contiguous(x: torch.Tensor, name: str) -> None:
+    """ValueError unless x, which is written in place, lies in memory without gaps."""
+    if not x.is_contiguous():
+        raise ValueError(f"{name} has strides {x.stride()}, expected a contiguous tensor")
+
+
 def check_leading(leading: int, rows: int) -> None:
     """ValueError unless the number of leading rows without gradient is one of 0 to `rows`."""
     if not 0 <= leading <= rows:

@@ -190,7 +190,7 @@ class _EmbeddingLayerNorm(torch.autograd.Function):
         ctx.save_for_backward(
             input_ids[leading:], position_ids[leading:], word, position, token_type, gain, seed
         )
-        ctx.rest = (site, leading, padding_idx, position_padding_idx)
+        ctx.rest = (site, leading, None, padding_idx, position_padding_idx)
         ctx.eps, ctx.p, ctx.leading, ctx.chosen = eps, p, leading, chosen
         return y
 
@@ -224,8 +224,8 @@ if backends.extension is not None:
     def _fake_backward(
         grad: Tensor, grad_low: Tensor | None, input_ids: Tensor, position_ids: Tensor,
         word: Tensor, position: Tensor, token_type: Tensor | None, gain: Tensor, eps: float,
-        p: float, seed: Tensor | None, site: int, leading: int, padding_idx: int,
-        position_padding_idx: int, grad_word: Tensor, grad_position: Tensor,
+        p: float, seed: Tensor | None, site: int, leading: int, word_rows: Tensor | None,
+        padding_row: int, position_padding_idx: int, grad_word: Tensor, grad_position: Tensor,
         grad_token_type: Tensor | None, grad_vectors: Tensor,
     ) -> None:  # fmt: skip
         return None

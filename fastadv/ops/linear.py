@@ -94,7 +94,7 @@ class _Linear(torch.autograd.Function):
             grad_weight = grad.new_empty(ctx.shape, dtype=ctx.acc)
             if ctx.needs_input_grad[2]:
                 grad_bias = grad.new_empty(ctx.shape[0], dtype=ctx.acc)
-            torch.ops.fastadv.linear_backward_weight(grad, x, grad_weight, grad_bias)
+            torch.ops.fastadv.linear_backward_weight(grad, x, grad_weight, grad_bias, None)
         return grad_x, grad_weight if ctx.needs_input_grad[1] else None, grad_bias, None
 
 
@@ -131,6 +131,10 @@ if backends.extension is not None:
 
     @register_fake("fastadv::linear_backward_weight")
     def _fake_backward(
-        grad: Tensor, x: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
+        grad: Tensor,
+        x: Tensor,
+        grad_weight: Tensor,
+        grad_bias: Tensor | None,
+        squares: Tensor | None,
     ) -> None:
         return None

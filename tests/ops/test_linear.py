@@ -131,12 +131,31 @@ def test_opcheck(dtype: torch.dtype) -> None:
     x, weight, bias, grad = inputs(5, 4, 6, dtype, "cpu")
     checks = ("test_schema", "test_faketensor")
     forward, _ = torch.ops.fastadv.linear_pack(weight, dtype)
+    squares = torch.empty((), dtype=torch.float64)
     opcheck(torch.ops.fastadv.linear.default, (x, forward, bias, grad.clone()), test_utils=checks)
     opcheck(
         torch.ops.fastadv.linear_backward_weight.default,
-        (grad, x, torch.empty_like(weight), torch.empty_like(bias)),
+        (grad, x, torch.empty_like(weight), torch.empty_like(bias), squares),
         test_utils=checks,
     )
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 4), (5, 3, 7), (70, 34, 66), (600, 700, 900)], ids=str)
+def test_squares_of_the_weights_gradient(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Rows, N and K beyond one block, chunk and task each; a NaN in one block is in the sum."""
+    need(OP, "native", "cpu")
+    rows, n, k = shape
+    x, weight, _, grad = inputs(rows, k, n, dtype, "cpu")
+    squares = torch.full((), -1.0, dtype=torch.float64)
+    found = torch.empty(n, k, dtype=weight.dtype)
+    torch.ops.fastadv.linear_backward_weight(grad, x, found, None, squares)
+    # Sums of up to 256 squares in the type, the rest in float64.
+    assert float(squares) == pytest.approx(float(found.double().square().sum()), rel=1e-5)
+    grad[rows - 1, n - 1] = float("nan")
+    torch.ops.fastadv.linear_backward_weight(grad, x, found, None, squares)
+    assert float(squares) != float(squares)
 
 
 def test_refused() -> None:

@@ -17,8 +17,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 TOKENS, HIDDEN, INNER, HEADS = 64, 768, 3072, 12
 KERNELS = {
+    "adam": {"_adam_kernel"},
     "bias_gelu": {"_forward_kernel", "_backward_kernel"},
     "dropout_add_layer_norm": {"_forward_kernel", "_backward_kernel"},
+    "embedding_adam": {"_update_kernel", "_catch_up_kernel"},
     "embedding_layer_norm": {"_forward_kernel", "_backward_kernel", "_segments_kernel"},
     "linear_bce": {"_loss_kernel", "_grad_input_kernel", "_grad_params_kernel"},
     "masked_mean_pool": {"_mean_kernel", "_grad_kernel"},
@@ -124,6 +126,7 @@ def call_everything(dtype: torch.dtype) -> None:
     call_norms(inputs, bare=False)
     call_attention(inputs, HEADS, bare=False)
     call_rest(inputs)
+    call_adam(inputs)
     if dtype == torch.bfloat16:
         call_norms(inputs, bare=True)
         call_attention(inputs, HEADS, bare=True)
@@ -146,9 +149,10 @@ def call_norms(inputs: Inputs, bare: bool) -> None:
     )
     tables = (inputs.full(99, HIDDEN), inputs.full(50, HIDDEN), token_type)
     lookup = (inputs.ids, inputs.ids, *tables, vector)
+    word_rows = None if bare else inputs.ids
     embedding.embedding_layer_norm(*lookup, vector, 1e-12, *drop, rows, extra)
     embedding.embedding_layer_norm_backward(
-        rows, extra, *lookup, 1e-12, *drop, 0, 0, -1, *tables, three[:2]
+        rows, extra, *lookup, 1e-12, *drop, 0, word_rows, 0, -1, *tables, three[:2]
     )
 
 
@@ -178,6 +182,23 @@ def call_rest(inputs: Inputs) -> None:
     _, _, dz = bce.linear_bce(rows, vector, one, inputs.full(TOKENS), None)
     bce.linear_bce_grad_input(one, dz, vector, inputs.dtype)
     bce.linear_bce_grad_params(one, dz, rows)
+
+
+def call_adam(inputs: Inputs) -> None:
+    """Weights are of the sums' type, with residuals unless that is float64."""
+    from fastadv.kernels import adam
+    from fastadv.kernels import embedding_adam as embedding
+
+    weight, wide = inputs.full(TOKENS, HIDDEN), inputs.acc == torch.float64
+    residual = None if wide else weight.bfloat16()
+    lists = ([weight], [] if residual is None else [residual], [weight], [weight], [weight])
+    adam.adam(*lists, [], [], [7], 1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0)
+    table = (weight, residual, weight, weight, inputs.ids)
+    embedding.embedding_adam(*table, weight, 7, 1e-3, 0.9, 0.999, 1e-8, 1.0)
+    # Rules are float64, whatever the table is.
+    nodes, decays = torch.ones(9, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    offsets = torch.tensor([0, 9])
+    embedding.embedding_adam_catch_up(*table, inputs.ids, offsets, nodes, nodes, decays)
 
 
 if __name__ == "__main__":

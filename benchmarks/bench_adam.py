@@ -1,0 +1,118 @@
+"""A step of Adam on the matrices of two layers of BERT: every backend, torch.optim.Adam fused.
+
+pytest benchmarks/bench_adam.py --benchmark-group-by=group
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from bench_common import DEVICES, need, synchronised
+from torch import Tensor
+
+from fastadv.ops.adam import adam
+
+LAYERS = 2
+SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
+# With layouts: what a CPU with bfloat16 products needs after a step, in one pass and in two.
+WAYS = ("torch", "native", "triton", "fused", "native, layouts", "fused, layouts")
+LR, BETA1, BETA2, EPS = 2e-5, 0.9, 0.999, 1e-8
+
+
+class State:
+    """Weights and what Adam keeps of them, after a step or so."""
+
+    def __init__(self, device: str) -> None:
+        random = torch.Generator().manual_seed(3)
+
+        def new(size: float) -> list[Tensor]:
+            return [
+                (torch.randn(shape, generator=random) * size).to(device)
+                for shape in SHAPES * LAYERS
+            ]
+
+        self.weights, self.grads, self.exp_avgs = new(0.02), new(1e-3), new(1e-3)
+        # Not next to nothing anywhere: such a weight moves by hundreds of rates.
+        self.exp_avg_sqs = [x.square() + 1e-8 for x in new(1e-3)]
+        self.residuals = [torch.zeros_like(x, dtype=torch.bfloat16) for x in self.weights]
+        self.step = 10
+
+
+def ours(backend: str, state: State, layouts: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+    def step() -> None:
+        state.step += 1
+        adam(
+            state.weights, state.residuals, state.grads, state.exp_avgs, state.exp_avg_sqs,
+            [state.step] * len(state.weights), lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS,
+            layouts=layouts, backend=backend,
+        )  # fmt: skip
+
+    return step
+
+
+def fused(state: State, layouts: bool) -> Callable[[], None]:
+    """PyTorch's own, on the same memory; layouts are made anew from its weights."""
+    parameters = [torch.nn.Parameter(x) for x in state.weights]
+    optimizer = torch.optim.Adam(parameters, lr=LR, betas=(BETA1, BETA2), eps=EPS, fused=True)
+    for i, parameter in enumerate(parameters):
+        parameter.grad = state.grads[i]
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.step), device=parameter.device),
+            "exp_avg": state.exp_avgs[i],
+            "exp_avg_sq": state.exp_avg_sqs[i],
+        }
+
+    def step() -> None:
+        optimizer.step()
+        if layouts:
+            with torch.no_grad():
+                for parameter in parameters:
+                    torch.ops.fastadv.linear_pack(parameter, torch.bfloat16)
+
+    return step
+
+
+def step_of(way: str, state: State, device: str) -> Callable[[], None]:
+    packed: list[tuple[Tensor, Tensor]] = []
+    if way.endswith("layouts"):
+        need("linear", "native", device)
+        packed = [torch.ops.fastadv.linear_pack(x, torch.bfloat16) for x in state.weights]
+        if packed[0][0].dim() == 2:
+            pytest.skip("no bfloat16 products on this processor")
+    backend = way.split(",")[0]
+    if backend == "fused":
+        return fused(state, bool(packed))
+    need("adam", backend, device)
+    return ours(backend, state, packed)
+
+
+def check(way: str, device: str) -> None:
+    """One step against the formula in float64, before anything is timed."""
+    state, before = State(device), State(device)
+    step_of(way, state, device)()
+    t = before.step + 1
+    for i, weight in enumerate(state.weights):
+        g, m, v = (x[i].double() for x in (before.grads, before.exp_avgs, before.exp_avg_sqs))
+        m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g * g
+        root = (v / (1 - BETA2**t)).sqrt() + EPS
+        wanted = before.weights[i].double() - LR * m / (1 - BETA1**t) / root
+        # A unit in the last place of the weight, and a dozen roundings of steps of up to ten rates.
+        torch.testing.assert_close(weight.double(), wanted, rtol=1.2e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", WAYS)
+def test_bench(benchmark: Any, way: str, device: str) -> None:
+    count = sum(n * k for n, k in SHAPES) * LAYERS
+    benchmark.group = f"{device} {count} elements{', layouts' if 'layouts' in way else ''}"
+    state = State(device)
+    step = step_of(way, state, device)
+    check(way, device)
+    benchmark.pedantic(synchronised(step, device), rounds=20, warmup_rounds=3)
+    # Reads weight, gradient and both moments, writes all but the gradient; two bytes of a residual
+    # both ways, and four of two layouts.
+    moved = 28 + 4 * ("fused" not in way) + 4 * ("layouts" in way)
+    benchmark.extra_info["GB/s"] = round(moved * count / benchmark.stats.stats.median / 1e9, 2)

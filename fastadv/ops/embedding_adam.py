@@ -1,0 +1,281 @@
+"""Adam on the rows of a table that a batch reads; the steps that other rows miss, made up later."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastadv import backends
+from fastadv.ops.adam import adam_ref, check_rates
+from fastadv.ops.dtypes import check_contiguous, check_dtype, check_like
+
+
+def embedding_adam_ref(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    grad_scale: float = 1.0,
+) -> None:
+    """What `embedding_adam` does, in plain PyTorch."""
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    parts = [x[rows] for x in tensors]
+    adam_ref(
+        parts[:1], parts[3:], [grads], parts[1:2], parts[2:3], [step], lr=lr, beta1=beta1,
+        beta2=beta2, eps=eps, grad_scale=grad_scale,
+    )  # fmt: skip
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor[rows] = part
+
+
+def embedding_adam(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    grad_scale: float = 1.0,
+    backend: str | None = None,
+) -> None:
+    """`adam` on rows of a table, in place; other rows are left as they are, moments too.
+
+    weight, exp_avg and exp_avg_sq are (V, H), float32 or float64; residual is (V, H) bfloat16, None
+    for float64; rows (U,) int64, ascending, each once; grads (U, H) in weight's dtype. step is t,
+    from 1, and moments of `rows` are those of step t - 1.
+
+    Raises:
+        ValueError: A shape, dtype, device or number does not fit; on a CPU, a row is not in the
+            table or not in order.
+        RuntimeError: The backend asked for cannot run.
+    """
+    check_rates(lr, beta1, beta2, eps)
+    _check(weight, residual, exp_avg, exp_avg_sq, rows)
+    check_dtype(grads, weight.dtype, "grads")
+    check_like(grads, (len(rows), weight.shape[1]), weight, "grads")
+    if step < 1:
+        raise ValueError(f"step is {step}, expected at least 1")
+    chosen = _resolve(weight, rows, backend)
+    weight = weight.detach()
+    if chosen == "torch":
+        with torch.no_grad():
+            embedding_adam_ref(
+                weight, residual, exp_avg, exp_avg_sq, rows, grads, step=step, lr=lr, beta1=beta1,
+                beta2=beta2, eps=eps, grad_scale=grad_scale,
+            )  # fmt: skip
+        return
+    _kernels(chosen).embedding_adam(
+        weight, residual, exp_avg, exp_avg_sq, rows.contiguous(), grads.contiguous(), step, lr,
+        beta1, beta2, eps, grad_scale,
+    )  # fmt: skip
+
+
+def embedding_adam_catch_up_ref(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    starts: Tensor,
+    *,
+    step: int,
+    lrs: Tensor,
+    base: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """What `embedding_adam_catch_up` does, by doing it: every missed step, with a zero gradient."""
+    starts, order = starts.sort(stable=True)
+    rows = rows[order.to(rows.device)]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    parts = [x[rows] for x in tensors]
+    zeros = torch.zeros_like(parts[0])
+    first = int(starts[0]) if len(starts) else step
+    for t in range(first + 1, step + 1):
+        late = int((starts < t).sum())
+        now = [part[:late] for part in parts]
+        adam_ref(
+            now[:1], now[3:], [zeros[:late]], now[1:2], now[2:3], [t], lr=float(lrs[t - base - 1]),
+            beta1=beta1, beta2=beta2, eps=eps,
+        )  # fmt: skip
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor[rows] = part
+
+
+def embedding_adam_catch_up(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    starts: Tensor,
+    *,
+    step: int,
+    lrs: Tensor,
+    base: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    backend: str | None = None,
+) -> None:
+    """The steps of Adam, up to `step`, that rows without a gradient have missed, in place.
+
+    Tables and rows are as in `embedding_adam`. Without a gradient (and without weight decay) a step
+    depends on the moments alone, so that k of them are one sum, docs/adr/0008: weights move by
+    -m sum_i A_i / (sqrt(v) + eps B_i), moments decay by beta1^k and beta2^k. Backend "torch" does
+    the steps one by one.
+
+    Args:
+        starts: (U,) int64 on the CPU: the step that each row's moments are of.
+        step: The step to reach, not before any of them.
+        lrs: (N,) float64 on the CPU: the learning rate of step base + 1 + i, up to `step`.
+        base: Steps before the first of `lrs`.
+
+    Raises:
+        ValueError: As `embedding_adam`; a row starts before `base` or after `step`; a rate is
+            missing.
+        RuntimeError: The backend asked for cannot run.
+    """
+    check_rates(0.0, beta1, beta2, eps)
+    if beta2 == 0:
+        raise ValueError("beta2 is 0, expected a number above 0: no step could be made up later")
+    _check(weight, residual, exp_avg, exp_avg_sq, rows)
+    check_dtype(starts, torch.int64, "starts")
+    check_dtype(lrs, torch.float64, "lrs")
+    if not bool((lrs >= 0).all() & torch.isfinite(lrs).all()):
+        raise ValueError("lrs holds what is no rate, expected finite numbers of at least 0")
+    if tuple(starts.shape) != (len(rows),):
+        raise ValueError(f"starts has shape {tuple(starts.shape)}, expected {(len(rows),)}")
+    if len(starts) == 0:
+        return
+    first, last = (int(x) for x in starts.aminmax())
+    if first < base or last > step:
+        raise ValueError(f"starts holds {first} to {last}, expected steps from {base} to {step}")
+    if base + len(lrs) < step:
+        raise ValueError(f"lrs ends at step {base + len(lrs)}, expected rates up to step {step}")
+    chosen = _resolve(weight, rows, backend)
+    weight = weight.detach()
+    if chosen == "torch":
+        with torch.no_grad():
+            embedding_adam_catch_up_ref(
+                weight, residual, exp_avg, exp_avg_sq, rows, starts, step=step, lrs=lrs, base=base,
+                beta1=beta1, beta2=beta2, eps=eps,
+            )  # fmt: skip
+        return
+    late = starts < step
+    if not late.all():
+        rows, starts = rows[late.to(rows.device)], starts[late]
+    if len(rows) == 0:
+        return
+    kinds, rules = np.unique(starts.numpy(), return_inverse=True)
+    counts = step - kinds
+    offsets, weights, nodes = _rules(kinds, counts, lrs, base, beta1, beta2, eps)
+    decays = np.stack([beta1**counts, beta2**counts], 1)
+    host = [torch.from_numpy(rules.reshape(-1)), offsets, weights, nodes, torch.from_numpy(decays)]
+    _kernels(chosen).embedding_adam_catch_up(
+        weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
+        *(x.to(weight.device) for x in host),
+    )  # fmt: skip
+
+
+def _rules(
+    kinds: np.ndarray,
+    counts: np.ndarray,
+    lrs: Tensor,
+    base: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets (S + 1,) int64, weights and nodes (R,) float64 of the rules of (kinds, counts)."""
+    if backends.extension is not None:
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.fastadv.deferred_rules(
+            torch.from_numpy(kinds), torch.from_numpy(counts), lrs, base, beta1, beta2, eps
+        )
+        return found
+    rules = [
+        missed_steps(int(s), int(k), lrs.numpy()[s - base : s - base + k], beta1, beta2)
+        for s, k in zip(kinds, counts, strict=True)
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a, _ in rules])])
+    weights = np.concatenate([a for a, _ in rules])
+    nodes = np.concatenate([b for _, b in rules]) * eps
+    return tuple(torch.from_numpy(x) for x in (offsets, weights, nodes))  # type: ignore[return-value]
+
+
+def missed_steps(
+    s: int, k: int, lrs: np.ndarray, beta1: float, beta2: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A_i and B_i, i = 1..k, of the steps after step s, (k,) float64 each: every term of the sum.
+
+    Args:
+        lrs: (k,), the rates of these steps.
+    """
+    i = np.arange(1, k + 1)
+    t = s + i
+    b = np.sqrt(1 - beta2**t) * beta2 ** (-i / 2)
+    return lrs * beta1**i * b / (1 - beta1**t), b
+
+
+def _check(
+    weight: Tensor, residual: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor
+) -> None:
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"weight has dtype {weight.dtype}, expected float32 or float64")
+    if weight.dim() != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (V, H)")
+    shape = tuple(weight.shape)
+    check_contiguous(weight, "weight")
+    for name, tensor in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        check_dtype(tensor, weight.dtype, name)
+        check_like(tensor, shape, weight, name)
+        check_contiguous(tensor, name)
+    if (residual is None) != (weight.dtype == torch.float64):
+        raise ValueError(
+            f"found {'no ' if residual is None else 'a '}residual, expected one with a float32 "
+            "table and none with a float64 one"
+        )
+    if residual is not None:
+        check_dtype(residual, torch.bfloat16, "residual")
+        check_like(residual, shape, weight, "residual")
+        check_contiguous(residual, "residual")
+    check_dtype(rows, torch.int64, "rows")
+    check_like(rows, (rows.numel(),), weight, "rows")
+
+
+def _resolve(weight: Tensor, rows: Tensor, backend: str | None) -> str:
+    chosen = backends.resolve("embedding_adam", weight.device, backend)
+    # The native kernels look for themselves.
+    if chosen != "native" and weight.device.type == "cpu" and len(rows):
+        if not 0 <= int(rows[0]) <= int(rows[-1]) < len(weight):
+            raise ValueError(f"rows holds {int(rows[0])} to {int(rows[-1])}, expected rows of "
+                             f"{len(weight)}")  # fmt: skip
+        if not bool((rows[1:] > rows[:-1]).all()):
+            raise ValueError("rows are not ascending, expected every row once, in order")
+    return chosen
+
+
+def _kernels(backend: str) -> Any:
+    """Where the functions embedding_adam and its _catch_up of `backend` are."""
+    if backend == "native":
+        return torch.ops.fastadv
+    return importlib.import_module("fastadv.kernels.embedding_adam")
