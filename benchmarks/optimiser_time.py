@@ -86,17 +86,17 @@ class Fused:
         for name in self._names[phase]:
             self._weights[name].grad = None
 
-
-def parameters(trainer: Trainer, phase: str) -> dict[str, Tensor]:
-    """A phase's weights by name."""
-    optimizer = trainer.optimizers[phase]
-    return dict(zip(optimizer.names, optimizer.parameters, strict=True))
-
     def pack(self) -> None:
         """The layouts that the products read, of every matrix."""
         for name, weight in self._weights.items():
             if is_matrix(name, weight):
                 torch.ops.fastadv.linear_pack(weight.detach(), torch.bfloat16)
+
+
+def parameters(trainer: Trainer, phase: str) -> dict[str, Tensor]:
+    """A phase's weights by name."""
+    optimizer = trainer.optimizers[phase]
+    return dict(zip(optimizer.names, optimizer.parameters, strict=True))
 
 
 def is_matrix(name: str, weight: Tensor) -> bool:

@@ -62,8 +62,10 @@ DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
     # bench_bias_gelu.py, 640 x 3072: 0.53 ms against 1.19, with backward 1.6 to 7.1.
     ("bias_gelu", "cpu"): ("native", "torch"),
     ("bias_gelu", "cuda"): ("triton", "torch"),
+    # bench_adam.py, 14.2 M weights: 9.6 ms against 75.
     ("adam", "cpu"): ("native", "torch"),
     ("adam", "cuda"): ("triton", "torch"),
+    # bench_embedding_adam.py, 2000 rows of 768: 1.3 ms against 13, up to 200 missed steps 5 to 595.
     ("embedding_adam", "cpu"): ("native", "torch"),
     ("embedding_adam", "cuda"): ("triton", "torch"),
 }

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = "fastadv-checkpoint-1"
+FORMAT = "fastadv-checkpoint-2"
 
 Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 

@@ -121,6 +121,8 @@ class Run:
         last = step == config.steps
         if last or step % config.log_every == 0:
             means = self.meter.take()
+            if self.trainer.skipped:
+                means["skipped_updates"] = self.trainer.skipped
             self._record({"kind": "train", "step": step, **means})
             bar.show(means)
             self._warn(bar)

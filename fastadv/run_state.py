@@ -39,6 +39,7 @@ def state_of(tuner: AdversarialFinetuner) -> tuple[dict[str, Tensor], dict[str, 
         tensors |= {f"deferred.{n}": t for n, t in deferred.state_tensors().items()}
     return tensors, {
         "step": tuner.trainer.step_count,
+        "skipped": {phase: o.skipped for phase, o in tuner.trainer.optimizers.items()},
         "task": tuner.task,
         "labels": list(tuner.labels),
         "config": dataclasses.asdict(tuner.config),
@@ -70,6 +71,7 @@ def restore(
         residual.copy_(saved[name])
     for phase, optimizer in tuner.trainer.optimizers.items():
         optimizer.load_state_tensors(_under(f"optimizer.{phase}.", tensors))
+        optimizer.skipped = state["skipped"][phase]
     tuner.trainer.step_count = state["step"]
 
 

@@ -103,6 +103,11 @@ class Trainer:
         self.step_count += 1
         return losses
 
+    @property
+    def skipped(self) -> int:
+        """Updates left out so far since their gradients were not finite."""
+        return sum(optimizer.skipped for optimizer in self.optimizers.values())
+
     def flush(self) -> None:
         """Does the updates that rows of the word table still wait for, so that every parameter is
         what it is; forward passes and `state_dict()` see to it themselves.

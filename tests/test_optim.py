@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -377,3 +378,48 @@ def test_norms_that_the_pass_knows_are_those_of_the_gradients() -> None:
         # Sums of up to 256 squares in float32.
         wanted = float(gradient.double().square().sum())
         assert float(found) == pytest.approx(wanted, rel=1e-5), name
+
+
+def broken_at(tuner: AdversarialFinetuner, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task's gradient of one step holds an infinity, and the loss is no number."""
+    gradients_of = tuner.trainer.task_gradients
+
+    def task_gradients(batch: Any) -> Any:
+        loss, found = gradients_of(batch)
+        if tuner.trainer.step_count == step:
+            bias = found[tuner.trainer.optimizers["task"].names.index("task_head.bias")]
+            assert bias is not None
+            bias[0] = float("inf")
+            loss = loss * float("nan")
+        return loss, found
+
+    monkeypatch.setattr(tuner.trainer, "task_gradients", task_gradients)
+
+
+def test_a_run_goes_on_past_a_skipped_update(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is counted in every record since, the loss that was none is not in the mean, and the
+    count is in the checkpoint.
+    """
+    common: dict[str, Any] = {"batch_size": 3, "log_every": 2, "nonfinite_gradients": "skip"}
+    tuner = tuner_of(steps=6, **common)
+    broken_at(tuner, 3, monkeypatch)
+    history = tuner.fit(tiny.ENGLISH, {"de": tiny.GERMAN}, output_dir=tmp_path, quiet=True)
+    trained = [r for r in history.records if r["kind"] == "train"]
+    assert [r.get("skipped_updates") for r in trained] == [None, 1, 1]
+    assert all(0 < r["loss_task"] < 10 for r in trained)
+    longer = tuner_of(steps=8, **common)
+    history = longer.fit(
+        tiny.ENGLISH, {"de": tiny.GERMAN}, output_dir=tmp_path, resume=True, quiet=True
+    )
+    assert history.records[-1]["skipped_updates"] == 1
+
+
+def test_a_run_stops_at_a_gradient_that_is_not_finite(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tuner = tuner_of(steps=6, batch_size=3, checkpoint_every=2)
+    broken_at(tuner, 3, monkeypatch)
+    with pytest.raises(FloatingPointError, match=r"of task_head\.bias .* checkpoint of step 2 is"):
+        tuner.fit(tiny.ENGLISH, {"de": tiny.GERMAN}, output_dir=tmp_path, quiet=True)

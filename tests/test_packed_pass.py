@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fastadv.composed_pass import composed_forward
 from fastadv.encoder import PackedBert
 from fastadv.packed_buffers import Stack, empty
 from fastadv.packed_pass import packed_forward
-from fastadv.packing import PackedBatch
+from fastadv.packing import PackedBatch, TableRows
 
 pytestmark = [
     pytest.mark.usefixtures("two_threads"),
@@ -86,6 +87,41 @@ def test_equals_the_composed_pass(
         scale = expected.abs().max()
         tolerance = 8 * torch.finfo(expected.dtype).eps
         assert (found - expected).abs().max() <= tolerance * (scale + 1e-3)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("leading", [None, (9,)], ids=str)
+def test_the_word_tables_sparse_gradient_is_the_dense_one(
+    leading: tuple[int, ...] | None, backend: str
+) -> None:
+    """Its rows are those of the tokens that are not leading, ascending, id 0 (padding) among them
+    without a gradient, and its values have the same bits: the same numbers in the same order.
+    """
+    model = encoder()
+    model.backend = backend
+    first = batch((5, 7) if backend == "triton" else (5, 40, 17))
+    first.input_ids[3] = 0
+    parts = first, None if leading is None else batch(leading, seed=1)
+    dense = run(model, *parts)
+    model.embeddings.word.sparse = True
+    sparse = run(model, *parts)
+    place = 1 + [n for n, _ in model.named_parameters()].index("embeddings.word.weight")
+    found = sparse[place]
+    assert found.is_sparse and found.is_coalesced()
+    assert torch.equal(found.indices()[0], first.input_ids.unique())
+    assert not found.to_dense()[0].any() and found.to_dense().any()
+    for a, b in zip(dense, sparse, strict=True):
+        assert torch.equal(a, b.to_dense())
+
+
+def test_rows_of_other_ids_are_refused() -> None:
+    model = encoder()
+    model.embeddings.word.sparse = True
+    first = replace(batch((5, 7)), rows=TableRows.of(batch((5, 7)).input_ids))
+    run(model, first, None)
+    with pytest.raises(ValueError, match="rows are not those of its input_ids"):
+        run(model, replace(first, input_ids=first.input_ids.flip(0)), None)
 
 
 def test_leading_tokens_change_nothing() -> None:

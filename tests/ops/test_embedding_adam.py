@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -434,3 +438,43 @@ def test_cases_say_what_they_test() -> None:
         m, v = case.moments()
         assert m.shape == (VOCABULARY, WIDTH)
         assert (v[:, :2] == 0).all() and (m[:, 0] == 0).all() and (m[:, 1] != 0).all()
+
+
+LEVEL_SCRIPT = """
+import sys
+from functools import partial
+import torch
+from adam_checks import *
+from fastadv.backends import extension
+from fastadv.ops.adam import adam
+from fastadv.ops.embedding_adam import embedding_adam, embedding_adam_catch_up
+assert extension.build_info()["cpu_level"] in sys.argv[1:], extension.build_info()
+for dtype in (torch.float32, torch.float64):
+    for case in ADAM_CASES.values():
+        check_adam(partial(adam, backend="native"), case, dtype)
+    check_embedding_adam(partial(embedding_adam, backend="native"), 9, 77, [0, 3, 8], dtype)
+    for name, case in CATCH_UP_CASES.items():
+        if not name.endswith("2000"):
+            check_catch_up(partial(embedding_adam_catch_up, backend="native"), case, dtype)
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "allowed"), [("portable", ["portable"]), ("avx2", ["avx2", "portable"])]
+)
+def test_every_cpu_level(level: str, allowed: list[str]) -> None:
+    need(OP, "native", "cpu")
+    environment = {
+        **os.environ,
+        "FASTADV_CPU_LEVEL": level,
+        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LEVEL_SCRIPT, *allowed],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
