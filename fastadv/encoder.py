@@ -107,8 +107,8 @@ class PackedBert(nn.Module):
                 PackedLayer(self.architecture) for _ in range(self.architecture.layers)
             )
         # What waits for rows is done before they are read as a whole or replaced.
-        self.register_state_dict_pre_hook(lambda *_: self._flush())
-        self.register_load_state_dict_pre_hook(lambda *_: self._flush())
+        self.register_state_dict_pre_hook(_flush)
+        self.register_load_state_dict_pre_hook(_flush)
         # A list hides the model from `parameters()` and `state_dict()`.
         self._lender = [model]
         self._borrow(acc_dtype(dtype))
@@ -181,10 +181,6 @@ class PackedBert(nn.Module):
         with nullcontext() if self.deferred is None else self.deferred.reading():
             yield
 
-    def _flush(self) -> None:
-        if self.deferred is not None:
-            self.deferred.flush()
-
     def _positions(self, batch: PackedBatch) -> Tensor:
         """(T,) rows of the position table."""
         padding = self.architecture.position_padding_idx
@@ -248,6 +244,12 @@ class PackedBert(nn.Module):
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else fn(buffer)
         return self
+
+
+def _flush(encoder: PackedBert, *_: Any) -> None:
+    """A hook of the module's own, so that copies and pickles of it have theirs."""
+    if encoder.deferred is not None:
+        encoder.deferred.flush()
 
 
 def _rows(batch: PackedBatch) -> TableRows:

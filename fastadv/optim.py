@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fastadv import backends
 from fastadv.config import NonFinite
 from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.ops.adam import adam, gradient_norm
@@ -175,7 +176,13 @@ class GradientAdam:
         return list(groups.values())
 
     def _layout(self, parameter: Parameter) -> tuple[Tensor, Tensor] | None:
-        return None if self._layouts is None else self._layouts.packed(parameter)
+        # Only the native kernel writes them; for others they are made again when they are read.
+        if self._layouts is None or self._chosen(parameter) != "native":
+            return None
+        return self._layouts.packed(parameter)
+
+    def _chosen(self, parameter: Parameter) -> str:
+        return backends.resolve("adam", parameter.device, self._backend)
 
     def _update(self, group: Sequence[int], gradients: Sequence[Any], scale: float) -> None:
         parameters = [self.parameters[i] for i in group]

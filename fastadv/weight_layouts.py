@@ -46,8 +46,9 @@ class WeightLayouts:
         self.dtype, self.backend = dtype, backend
         self._made: Any = WeakTensorKeyDictionary()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WeightLayouts:
-        return WeightLayouts(self.dtype, self.backend)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, or a pickled one, makes layouts of its own weights.
+        return WeightLayouts, (self.dtype, self.backend)
 
     def product(self, x: Tensor, weight: Parameter, bias: Tensor | None, y: Tensor) -> None:
         """y (T, N) = x (T, K) W^T + b, for weight (N, K) and bias (N,)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -423,3 +425,33 @@ def test_a_run_stops_at_a_gradient_that_is_not_finite(
     broken_at(tuner, 3, monkeypatch)
     with pytest.raises(FloatingPointError, match=r"of task_head\.bias .* checkpoint of step 2 is"):
         tuner.fit(tiny.ENGLISH, {"de": tiny.GERMAN}, output_dir=tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_backends_that_write_no_layouts_leave_them_to_be_made_again(backend: str) -> None:
+    """In bfloat16 the products are PyTorch's or native under any backend."""
+    tuner = tuner_of(backend=backend)
+    before = tuner.model.encoder.layers[0].qkv.weight.detach().clone()
+    one_step(tuner)
+    weight = tuner.model.encoder.layers[0].qkv.weight
+    assert not torch.equal(weight, before)
+    assert tuner.model.encoder.layouts.packed(weight) is None
+    one_step(tuner)
+
+
+def test_a_copy_of_the_model_waits_for_itself() -> None:
+    """A copy and a pickled copy have their own rows that wait; looking at them does them."""
+    tuner = tuner_of()
+    one_step(tuner)
+    # Rows of the other texts are behind after a step of one text.
+    draw = tuner.collate(tiny.GERMAN[:1], [tiny.ENGLISH[0][0]])
+    tuner.step(tuner.collate(tiny.ENGLISH[:1]), draw, draw)
+    twin = copy.deepcopy(tuner.model)
+    pickled = pickle.loads(pickle.dumps(tuner.model))
+    name = "encoder.embeddings.word.weight"
+    stale = tuner.model.get_parameter(name).detach().clone()
+    for model in (twin, pickled):
+        assert not torch.equal(model.state_dict()[name], stale)
+    assert torch.equal(tuner.model.get_parameter(name), stale)
+    assert torch.equal(tuner.model.state_dict()[name], twin.state_dict()[name])
+    assert torch.equal(pickled.state_dict()[name], twin.state_dict()[name])
