@@ -283,3 +283,22 @@ def test_weight_decay_is_refused() -> None:
     deferral = DeferredEmbedding(table, Residuals().of(table), "native")
     with pytest.raises(ValueError, match=r"weight_decay is 0\.1 with a deferred table"):
         GradientAdam([("table", table)], lr=1.0, weight_decay=0.1, deferred=deferral)
+
+
+def test_steps_count_the_tables_version_and_making_up_does_not() -> None:
+    """A backward pass over a forward of before a step is refused by autograd; rows that are made up
+    for another batch in between are none that the forward read behind time.
+    """
+    plan = PLANS["plain"]
+    table = Parameter(plan.start())
+    deferral = DeferredEmbedding(table, None, "native")
+    owner = deferral.add_owner(plan.betas, plan.eps)
+    for expected in (1, 2):
+        before = table._version
+        deferral.update(
+            owner, sparse(torch.tensor([expected]), torch.ones(1, WIDTH).double(), table), 0.1
+        )
+        assert table._version > before
+    version, stale = table._version, table.detach().clone()
+    deferral.catch_up(torch.tensor([1]))
+    assert table._version == version and not torch.equal(table, stale)

@@ -16,6 +16,7 @@ from torch.nn.parameter import Parameter
 
 import fastadv.trainer
 from fastadv import AdversarialFinetuner, FinetuneConfig
+from fastadv.backends import use_backend
 from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.optim import GradientAdam, Residuals
 
@@ -455,3 +456,15 @@ def test_a_copy_of_the_model_waits_for_itself() -> None:
     assert torch.equal(tuner.model.get_parameter(name), stale)
     assert torch.equal(tuner.model.state_dict()[name], twin.state_dict()[name])
     assert torch.equal(pickled.state_dict()[name], twin.state_dict()[name])
+
+
+def test_norms_of_another_pass_are_forgotten() -> None:
+    """The pass by autograd says nothing of its gradients' norms, and another's are not its own."""
+    tuner = tuner_of()
+    tuner.model.train()
+    batch = tuner.collate(tiny.ENGLISH)
+    tuner.trainer.task_gradients(batch)
+    assert tuner.trainer.squares()
+    with use_backend("torch"):
+        tuner.trainer.task_gradients(batch)
+    assert not tuner.trainer.squares()

@@ -136,7 +136,8 @@ def test_raw_backward_adds_into(low: torch.dtype) -> None:
     def run(start: float, *given: Tensor | None) -> list[Tensor]:
         out = [torch.full_like(x, start) for x in (word, position, kind)]
         out.append(torch.full_like(word[:2], torch.nan))
-        backward(*given, ids, places, word, position, kind, gain, EPS, 0.2, SEED, 3, 9, 5, -1, *out)
+        backward(*given, ids, places, word, position, kind, gain, EPS, 0.2, SEED, 3, 9, None,
+                 5, -1, *out)  # fmt: skip
         return out
 
     first = run(0, grad, grad_low)
@@ -187,8 +188,14 @@ def test_opcheck(token_type: bool, device: str) -> None:
         opcheck(forward, (ids, places, *given, *rest, y.clone(), copy), test_utils=checks)
         out = [None if x is None else x.clone() for x in (*given[:3], given[0][:2])]
         opcheck(
-            backward, (y, copy, ids, places, *given[:4], *rest, 3, 0, -1, *out), test_utils=checks
-        )
+            backward, (y, copy, ids, places, *given[:4], *rest, 3, None, 0, -1, *out),
+            test_utils=checks,
+        )  # fmt: skip
+        out[0] = given[0][:2].clone()
+        opcheck(
+            backward, (y, copy, ids, places, *given[:4], *rest, 3, ids % 2, 0, -1, *out),
+            test_utils=checks,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])

@@ -202,8 +202,8 @@ def test_embedding_layer_norm(
         vectors = empty(2, hidden, **kind)
         op.embedding_layer_norm_backward(
             first, second, ids[leading:].contiguous(), places[leading:].contiguous(), word,
-            position, token_type, gain, EPS, p, seed, SITE, leading, 49, 3, grad_word, grad_place,
-            grad_type, vectors,
+            position, token_type, gain, EPS, p, seed, SITE, leading, None, 49, 3, grad_word,
+            grad_place, grad_type, vectors,
         )  # fmt: skip
         assert torch.equal(grad_word[49], before_word[49])
         assert torch.equal(grad_place[3], before_place[3])

@@ -107,7 +107,7 @@ def test_parts_of_several_blocks(device: str, monkeypatch: pytest.MonkeyPatch) -
         grads = [torch.zeros_like(table), torch.zeros_like(table), torch.zeros_like(vector)]
         grads.append(empty(2, hidden, **kind))
         embedding.embedding_layer_norm_backward(
-            rows, None, ids, ids, table, table, vector, vector, EPS, *drop, -1, -1, *grads
+            rows, None, ids, ids, table, table, vector, vector, EPS, *drop, None, -1, -1, *grads
         )
         gelu = kernels("bias_gelu", device)
         gelu_grads = [empty(tokens, hidden, **kind), empty(tokens, hidden, **kind)]
@@ -143,8 +143,8 @@ def test_nothing_to_do(device: str) -> None:
     ids = torch.empty(0, dtype=torch.int64, device=device)
     table, vectors = torch.zeros(3, 8, **kind), empty(2, 8, **kind)
     kernels("embedding_layer_norm", device).embedding_layer_norm_backward(
-        rows, None, ids, ids, table, table, one, one, EPS, 0.0, None, 0, 0, -1, -1, table, table,
-        one, vectors,
+        rows, None, ids, ids, table, table, one, one, EPS, 0.0, None, 0, 0, None, -1, -1, table,
+        table, one, vectors,
     )  # fmt: skip
     assert not vectors.any()
     assert not table.any()
