@@ -19,6 +19,7 @@ from fastadv import AdversarialFinetuner, FinetuneConfig
 from fastadv.backends import use_backend
 from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.optim import GradientAdam, Residuals
+from fastadv.run_state import state_of
 
 
 def parameters(dtype: torch.dtype) -> list[tuple[str, Parameter]]:
@@ -468,3 +469,57 @@ def test_norms_of_another_pass_are_forgotten() -> None:
     with use_backend("torch"):
         tuner.trainer.task_gradients(batch)
     assert not tuner.trainer.squares()
+
+
+def test_norms_that_are_given_clip_and_are_checked() -> None:
+    one, first, _ = adam_over(torch.float64, max_grad_norm=0.1)
+    two, second, _ = adam_over(torch.float64, max_grad_norm=0.1)
+    for step in range(3):
+        found = gradients(step, torch.float64)
+        assert found[0] is not None
+        one.step(found)
+        two.step(found, {"a": found[0].square().sum()})
+    for p, q in zip(first, second, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-14)
+    with pytest.raises(FloatingPointError, match="has a norm that is not finite"):
+        two.step(gradients(3, torch.float64), {"a": torch.tensor(float("nan"))})
+
+
+def behind() -> tuple[AdversarialFinetuner, list[str]]:
+    """A finetuner after a step over all texts and one over a single text, and the others: rows of
+    theirs are behind by a step of 1e-2.
+    """
+    tuner = tuner_of(lr_task=1e-2, lr_generator=1e-2, dropout=0.0, precision="fp32")
+    one_step(tuner)
+    draw = tuner.collate(tiny.GERMAN[:1], [tiny.ENGLISH[0][0]])
+    tuner.step(tuner.collate(tiny.ENGLISH[:1]), draw, draw)
+    return tuner, [text for text, _ in tiny.ENGLISH[1:]]
+
+
+def test_rows_of_the_discriminators_texts_are_made_up_too() -> None:
+    """What D reads, in the leading half of a pass, is what reading everything gives."""
+    tuner, others = behind()
+    wanted = torch.from_numpy(tuner.embed(others))
+    first = tuner.collate(tiny.GERMAN[:1], others)
+    second = tuner.collate(tiny.GERMAN[:1], [tiny.ENGLISH[0][0]])
+    tuner.model.train()
+    pooled, _ = tuner.trainer.pooled_draws(first, second)
+    # Other sums, of packed batches of other sizes, in float32; a missed step moves weights by 1e-2.
+    torch.testing.assert_close(pooled[1:], wanted, rtol=0, atol=1e-5)
+
+
+def test_looking_changes_no_bit_of_what_training_goes_on_from() -> None:
+    tuner, others = behind()
+    before = {n: t.clone() for n, t in state_of(tuner)[0].items()}
+    tuner.embed(others)
+    tuner.predict(others)
+    tuner.evaluate({"train": tiny.ENGLISH})
+    with tuner.model.encoder.complete():
+        pass
+    after = state_of(tuner)[0]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(t, after[n]) for n, t in before.items())
+    # There was something to make up.
+    tuner.trainer.flush()
+    word = "model.encoder.embeddings.word.weight"
+    assert not torch.equal(before[word], state_of(tuner)[0][word])
