@@ -5,8 +5,12 @@ They take the operation as a function, so that test_mutants.py can hand them bro
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +198,29 @@ def check_bce(
             assert_close(*values)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
+
+
+# Each instruction set below the widest, and what a processor may make of asking for it.
+CPU_LEVELS = [("portable", ["portable"]), ("avx2", ["avx2", "portable"])]
+
+_CHECK_LEVEL = """
+import sys
+from fastadv.backends import extension
+assert extension.build_info()["cpu_level"] in sys.argv[1:], extension.build_info()
+"""
+
+
+def run_at_cpu_level(script: str, level: str, allowed: list[str]) -> None:
+    """Runs Python code in a process of its own whose kernels use one instruction set; the level is
+    read once, when the extension is loaded. Modules of this folder can be imported.
+    """
+    places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECK_LEVEL + script, *allowed],
+        env=os.environ | {"FASTADV_CPU_LEVEL": level, "PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

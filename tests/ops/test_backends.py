@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from op_checks import need
+from op_checks import CPU_LEVELS, need, run_at_cpu_level
 
 from fastadv import backends
 from fastadv.backends import resolve, use_backend, why_not
@@ -108,13 +103,10 @@ def test_extension_of_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 LEVEL_SCRIPT = """
-import sys
 import torch
 from functools import partial
-from fastadv.backends import extension
 from fastadv.ops import linear_bce, masked_mean_pool
 from op_checks import DTYPES, POOL_CASES, check_bce, check_pool
-assert extension.build_info()["cpu_level"] in sys.argv[1:], extension.build_info()
 for dtype in DTYPES:
     for case in POOL_CASES.values():
         check_pool(partial(masked_mean_pool, backend="native"), case, dtype)
@@ -125,22 +117,7 @@ test_conversions_are_exact(torch.bfloat16)
 """
 
 
-@pytest.mark.parametrize(
-    ("level", "allowed"), [("portable", ["portable"]), ("avx2", ["avx2", "portable"])]
-)
+@pytest.mark.parametrize(("level", "allowed"), CPU_LEVELS)
 def test_every_cpu_level(level: str, allowed: list[str]) -> None:
     need(OP, "native", "cpu")
-    environment = {
-        **os.environ,
-        "FASTADV_CPU_LEVEL": level,
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", LEVEL_SCRIPT, *allowed],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_at_cpu_level(LEVEL_SCRIPT, level, allowed)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +14,7 @@ from layer_checks import (
     check_dropout_add_layer_norm,
     check_embedding_layer_norm,
 )
-from op_checks import need
+from op_checks import CPU_LEVELS, need, run_at_cpu_level
 from torch import Tensor
 
 from fastadv.ops.bias_gelu import bias_gelu_ref
@@ -130,10 +126,8 @@ def test_embedding_checks_bite(mutant: str) -> None:
 
 
 LEVEL_SCRIPT = """
-import sys
 from functools import partial
 import torch
-from fastadv.backends import extension
 from fastadv.ops.bias_gelu import bias_gelu
 from fastadv.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from fastadv.ops.embedding_layer_norm import embedding_layer_norm
@@ -141,7 +135,6 @@ from layer_checks import *
 from op_checks import DTYPES
 from test_bias_gelu import test_far_out, test_tail_keeps_its_precision
 from test_philox import check_native_masks
-assert extension.build_info()["cpu_level"] in sys.argv[1:], extension.build_info()
 check_native_masks()
 native = [partial(op, backend="native")
           for op in (bias_gelu, dropout_add_layer_norm, embedding_layer_norm)]
@@ -158,22 +151,7 @@ for dtype in (torch.float32, torch.float64):
 """
 
 
-@pytest.mark.parametrize(
-    ("level", "allowed"), [("portable", ["portable"]), ("avx2", ["avx2", "portable"])]
-)
+@pytest.mark.parametrize(("level", "allowed"), CPU_LEVELS)
 def test_every_cpu_level(level: str, allowed: list[str]) -> None:
     need("bias_gelu", "native", "cpu")
-    environment = {
-        **os.environ,
-        "FASTADV_CPU_LEVEL": level,
-        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", LEVEL_SCRIPT, *allowed],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_at_cpu_level(LEVEL_SCRIPT, level, allowed)
