@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastadv.architectures import Architecture, architecture_of, why_not
+from fastadv.capturable_embedding import CapturableEmbedding
 from fastadv.composed_pass import Tokens
 from fastadv.config import EncoderChoice
 from fastadv.deferred_embedding import DeferredEmbedding
+from fastadv.flat_parameters import FlatParameters
 from fastadv.ops.dtypes import acc_dtype
 from fastadv.packed_pass import packed_forward
 from fastadv.packing import PackedBatch, TableRows, concat
@@ -70,6 +72,7 @@ class PackedBert(nn.Module):
         operations: Those that it needs.
         squares: Of the last backward passes since it was cleared, the sums of squares of some
             weights' gradients, by name, () float64; what an optimiser need not read again.
+        flat: Weights of one buffer, whose gradients are written to one too; None for none.
         deferred: The word table's optimisers, which bring rows up to date before they are read;
             None where the table always is.
 
@@ -99,7 +102,8 @@ class PackedBert(nn.Module):
             )
         self.dtype, self.backend = dtype, backend
         self.layouts = WeightLayouts(dtype, backend)
-        self.deferred: DeferredEmbedding | None = None
+        self.deferred: DeferredEmbedding | CapturableEmbedding | None = None
+        self.flat: FlatParameters | None = None
         self.squares: dict[str, Tensor] = {}
         with torch.device("meta"):
             self.embeddings = PackedEmbeddings(self.architecture)
@@ -145,9 +149,9 @@ class PackedBert(nn.Module):
         sparse = self.embeddings.word.sparse
         rows = _rows(batch) if self.deferred is not None or sparse else None
         if self.deferred is not None and rows is not None:
-            if leading is not None:
-                self.deferred.catch_up(_rows(leading).ids)
-            self.deferred.catch_up(rows.ids)
+            on_device = isinstance(self.deferred, CapturableEmbedding)
+            for read in (rows if leading is None else _rows(leading), rows)[leading is None :]:
+                self.deferred.catch_up(read.on(joint.input_ids.device) if on_device else read.ids)
         tokens = Tokens(
             joint.input_ids,
             self._positions(joint),
@@ -162,6 +166,13 @@ class PackedBert(nn.Module):
     def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by transformers' names, given by those of `named_parameters`; views."""
         return self.architecture.to_huggingface(tensors)
+
+    def flattened(self, flat: FlatParameters) -> None:
+        """Says that weights, under names that begin with "encoder.", are in one buffer now."""
+        self.flat = flat
+        if flat.low is not None:
+            self.layouts.keep_in(flat)
+        self._lend()
 
     @contextmanager
     def complete(self) -> Iterator[PreTrainedModel]:

@@ -195,6 +195,7 @@ class AdversarialFinetuner:
 
         Raises:
             ValueError: The adversary is on and a draw is missing.
+            FloatingPointError: A gradient is not finite, and `nonfinite_gradients` is "stop".
         """
         if self.config.adversarial and (discriminator_draw is None or generator_draw is None):
             raise ValueError(
@@ -202,6 +203,7 @@ class AdversarialFinetuner:
                 "configuration says adversarial=False"
             )
         losses = self.trainer.step(labeled, discriminator_draw, generator_draw)
+        self.trainer.check()
         values = (getattr(losses, f.name) for f in dataclasses.fields(Losses))
         return Losses(*(None if v is None else float(v) for v in values))  # type: ignore[arg-type]
 

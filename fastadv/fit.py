@@ -120,6 +120,7 @@ class Run:
         step, config = self.trainer.step_count, self.config
         last = step == config.steps
         if last or step % config.log_every == 0:
+            self.trainer.check()
             means = self.meter.take()
             if self.trainer.skipped:
                 means["skipped_updates"] = self.trainer.skipped
@@ -243,6 +244,7 @@ class Run:
         Raises:
             FloatingPointError: A loss or a weight is not finite.
         """
+        self.trainer.check()
         self.meter.means()
         for name, parameter in self.tuner.model.named_parameters():
             if not torch.isfinite(parameter).all():

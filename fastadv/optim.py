@@ -14,10 +14,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fastadv import backends
 from fastadv.config import NonFinite
 from fastadv.deferred_embedding import DeferredEmbedding
+from fastadv.flat_parameters import FlatParameters
+from fastadv.loss_scaling import LEAST_SCALE, LossScaler
 from fastadv.ops.adam import adam, gradient_norm
 from fastadv.weight_layouts import WeightLayouts
 
 STATE_NAMES = ("step", "exp_avg", "exp_avg_sq")
+SCALER = "loss_scaler"
 
 
 class Residuals:
@@ -34,6 +37,12 @@ class Residuals:
             self._of[parameter] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         found: Tensor = self._of[parameter]
         return found
+
+    def put(self, flat: FlatParameters) -> None:
+        """Makes the residuals of flat parameters parts of theirs."""
+        if flat.residual is not None:
+            for parameter, residual in zip(flat.parameters, flat.views(flat.residual), strict=True):
+                self._of[parameter] = residual
 
 
 class GradientAdam:
@@ -58,12 +67,15 @@ class GradientAdam:
         residuals: Of the weights; shared by optimisers over the same ones.
         layouts: Copies of weights that the products read, to be kept in step with them.
         deferred: An embedding table among the parameters whose untouched rows wait.
+        loss_scaling: Gradients are of `scaler.scaled(loss)`. Steps whose gradient is not finite are
+            then left out whatever `nonfinite` says, which "stop" does once the scale is below 1.
         backend: Backend of `adam`; None for the default.
 
     Attributes:
         names, parameters: As given, in order.
         lr: May be set between steps.
         skipped: Steps left out so far.
+        scaler: Of the loss.
 
     Raises:
         ValueError: A table is deferred and there is weight decay.
@@ -82,6 +94,7 @@ class GradientAdam:
         residuals: Residuals | None = None,
         layouts: WeightLayouts | None = None,
         deferred: DeferredEmbedding | None = None,
+        loss_scaling: bool = False,
         backend: str | None = None,
     ) -> None:
         self.names, self.parameters = map(list, zip(*named_parameters, strict=True))
@@ -89,6 +102,7 @@ class GradientAdam:
         self.max_grad_norm, self.nonfinite, self.skipped = max_grad_norm, nonfinite, 0
         self._residuals, self._layouts = residuals or Residuals(), layouts
         self._backend = backend
+        self.scaler = LossScaler(loss_scaling)
         self._moments: dict[int, tuple[int, Tensor, Tensor]] = {}
         self._deferred, self._table, self._owner = deferred, -1, -1
         for i, parameter in enumerate(self.parameters):
@@ -124,12 +138,14 @@ class GradientAdam:
                 f"{len(self.parameters)} parameters"
             )
         gradients = [g.coalesce() if g is not None and g.is_sparse else g for g in gradients]
-        norm = self._norm(gradients, squares or {})
+        loss_scale = self.scaler.scale
+        norm = self._norm(gradients, squares or {}) / loss_scale
+        self.scaler.update(norm < float("inf"))
         if not norm < float("inf"):
             return self._refuse(gradients)
-        scale = 1.0
+        scale = 1.0 / loss_scale
         if self.max_grad_norm is not None:
-            scale = min(1.0, self.max_grad_norm / (norm + 1e-6))
+            scale *= min(1.0, self.max_grad_norm / (norm + 1e-6))
         present = [i for i, g in enumerate(gradients) if g is not None and i != self._table]
         for group in self._groups(present):
             self._update(group, gradients, scale)
@@ -151,7 +167,8 @@ class GradientAdam:
         return math.hypot(*norms, math.sqrt(total))
 
     def _refuse(self, gradients: Sequence[Tensor | None]) -> bool:
-        if self.nonfinite == "skip":
+        scaling = self.scaler.tensor is not None
+        if self.nonfinite == "skip" or (scaling and self.scaler.scale >= LEAST_SCALE):
             self.skipped += 1
             return False
         wrong = [
@@ -159,11 +176,7 @@ class GradientAdam:
             for name, g in zip(self.names, gradients, strict=True)
             if g is not None and not torch.isfinite(g.values() if g.is_sparse else g).all()
         ]
-        where = f"of {wrong[0]} holds a value that is" if wrong else "has a norm that is"
-        raise FloatingPointError(
-            f"the gradient {where} not finite, expected numbers: lower the learning rates, use "
-            "precision fp32, or skip such steps (nonfinite_gradients=skip)"
-        )
+        raise not_finite(f"of {wrong[0]} holds a value that is" if wrong else "has a norm that is")
 
     def _groups(self, present: Sequence[int]) -> list[list[int]]:
         """Numbers of parameters that one call can take: of one type and device, with layouts or
@@ -245,7 +258,7 @@ class GradientAdam:
         self.betas, self.weight_decay = tuple(options["betas"]), options["weight_decay"]
         if self._deferred is not None and self._table >= 0:
             self._deferred.set_rates(self._owner, self.betas, self.eps)
-        self._moments.clear()
+        self._clear()
         for i, parameter in enumerate(self.parameters):
             found = twin.state.get(parameter)
             if found:
@@ -256,10 +269,12 @@ class GradientAdam:
         deferred table's are its own (`DeferredEmbedding.state_tensors`).
         """
         found: dict[str, Tensor] = {}
-        for i, (step, exp_avg, exp_avg_sq) in self._moments.items():
-            tensors = (torch.tensor(float(step)), exp_avg, exp_avg_sq)
-            found |= {f"{self.names[i]}.{k}": x for k, x in zip(STATE_NAMES, tensors, strict=True)}
-        return found
+        for i, name in enumerate(self.names):
+            state = None if i == self._table else self._state(i)
+            if state is not None:
+                tensors = (torch.tensor(float(state[0])), *state[1:])
+                found |= {f"{name}.{k}": x for k, x in zip(STATE_NAMES, tensors, strict=True)}
+        return found | {f"{SCALER}.{k}": x for k, x in self.scaler.state_tensors().items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `state_tensors` gave, by name.
@@ -268,7 +283,10 @@ class GradientAdam:
             ValueError: A tensor belongs to no parameter, or a parameter's state is incomplete.
         """
         left = dict(tensors)
-        self._moments.clear()
+        self._clear()
+        self.scaler.load_state_tensors(
+            {k: left.pop(f"{SCALER}.{k}") for k in ("scale", "streak") if f"{SCALER}.{k}" in left}
+        )
         for i, name in enumerate(self.names):
             keys = [key for key in STATE_NAMES if f"{name}.{key}" in left]
             if not keys:
@@ -282,6 +300,9 @@ class GradientAdam:
             self._set_state(i, int(step), exp_avg, exp_avg_sq)
         if left:
             raise ValueError(f"the optimiser state of {next(iter(left))} belongs to no parameter")
+
+    def _clear(self) -> None:
+        self._moments.clear()
 
     def _state(self, i: int) -> tuple[int, Tensor, Tensor] | None:
         if i != self._table or self._deferred is None:
@@ -306,3 +327,11 @@ class GradientAdam:
             weight_decay=self.weight_decay,
             decoupled_weight_decay=self.weight_decay > 0,
         )
+
+
+def not_finite(where: str) -> FloatingPointError:
+    """The error for a gradient that is not, with what can be done about it."""
+    return FloatingPointError(
+        f"the gradient {where} not finite, expected numbers: lower the learning rates, use "
+        "precision fp32, or skip such steps (nonfinite_gradients=skip)"
+    )

@@ -60,6 +60,7 @@ class _Pass:
 
     def __init__(self, encoder: PackedBert, tokens: Tokens, chosen: dict[str, str]) -> None:
         self.encoder, self.tokens, self.kind = encoder, tokens, encoder.architecture
+        self.chosen = chosen
         self.low, self.acc = encoder.dtype, encoder.embeddings.word.weight.dtype
         self.kernels = _kernels(chosen)
         self.layouts: WeightLayouts = encoder.layouts
@@ -174,6 +175,13 @@ class _Backward(_Pass):
         # Sequences of the leading tokens shrink to nothing and keep their place.
         self.cu_seqlens = (tokens.cu_seqlens - tokens.leading).clamp(min=0)
         self.gradients: dict[str, Tensor] = {}
+        # Where weights are in one buffer, their gradients are too.
+        self.flat: dict[str, Tensor] = {}
+        flat = encoder.flat
+        if flat is not None and flat.intact:
+            self.flat_buffer = torch.empty_like(flat.weight)
+            views = flat.named_views(self.flat_buffer)
+            self.flat = {n.removeprefix("encoder."): view for n, view in views.items()}
 
     def run(self, grad: Tensor) -> dict[str, Tensor]:
         """Gradients by name, from that of the hidden states (T, H)."""
@@ -242,17 +250,16 @@ class _Backward(_Pass):
         branch: Tensor | None, residual: Tensor,
     ) -> None:  # fmt: skip
         """Gradients of the product's result, into `normed`, and of the residual."""
-        vectors = empty(stream, (3, self.hidden), self.acc)
+        prefix = f"layers.{number}."
+        which = "attention_norm" if place == ATTENTION else "output_norm"
+        vectors = self._vectors(
+            f"{prefix}{name}.bias", f"{prefix}{which}.weight", f"{prefix}{which}.bias"
+        )
         self.kernels["dropout_add_layer_norm"].dropout_add_layer_norm_backward(
             stream, branch, self.saved.sums[place].kept(number),
             self.saved.statistics[place].kept(number), norm.weight,
             *self.dropout(rate, number, place), self.tokens.leading, self.normed, residual, vectors,
         )  # fmt: skip
-        prefix = f"layers.{number}."
-        which = "attention_norm" if place == ATTENTION else "output_norm"
-        self.gradients[f"{prefix}{name}.bias"] = vectors[0]
-        self.gradients[f"{prefix}{which}.weight"] = vectors[1]
-        self.gradients[f"{prefix}{which}.bias"] = vectors[2]
 
     def _weight(self, name: str, grad: Tensor, x: Tensor, bias: bool = False) -> None:
         sums = self._new(name + ".bias", (grad.shape[1],)) if bias else None
@@ -262,8 +269,22 @@ class _Backward(_Pass):
             self.encoder.squares[name + ".weight"] = squares
 
     def _new(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        self.gradients[name] = empty(self.saved.qkv.rows, shape, self.acc)
+        if name in self.flat:
+            self.gradients[name] = self.flat[name]
+        else:
+            self.gradients[name] = empty(self.saved.qkv.rows, shape, self.acc)
         return self.gradients[name]
+
+    def _vectors(self, *names: str) -> Tensor:
+        """Room for the gradients of vectors that follow each other, (len(names), H)."""
+        if all(name in self.flat for name in names):
+            flat = self.encoder.flat
+            assert flat is not None
+            vectors = flat.rows(self.flat_buffer, f"encoder.{names[0]}", len(names))
+        else:
+            vectors = empty(self.saved.qkv.rows, (len(names), self.hidden), self.acc)
+        self.gradients |= dict(zip(names, vectors, strict=True))
+        return vectors
 
     def _embeddings(self, stream: Tensor, branch: Tensor | None) -> None:
         tokens, kind = self.tokens, self.kind
@@ -275,28 +296,36 @@ class _Backward(_Pass):
         if rows_read is None:
             word_sums = self._new("embeddings.word.weight", tuple(word.shape)).zero_()
         else:
-            ids = rows_read.ids
+            ids = rows_read.on(word.device)
             word_sums = empty(stream, (len(ids), self.hidden), self.acc).zero_()
             self.gradients["embeddings.word.weight"] = torch.sparse_coo_tensor(
-                ids.to(word.device)[None], word_sums, word.shape, is_coalesced=True,
-                check_invariants=False,
-            )  # fmt: skip
-            at = int(torch.searchsorted(ids, padding))
-            padding = at if at < len(ids) and int(ids[at]) == padding else -1
+                ids[None], word_sums, word.shape, is_coalesced=True, check_invariants=False
+            )
+            # Segments leave the padding row out.
+            padding = -1 if rows_read.segments else _place(rows_read.ids, padding)
         sums_type = None
         if tables.token_type is not None:
             whole = self._new("embeddings.token_type.weight", tuple(tables.token_type.weight.shape))
             sums_type = whole.zero_()[0]
-        vectors = empty(stream, (2, self.hidden), self.acc)
+        vectors = self._vectors("embeddings.norm.weight", "embeddings.norm.bias")
+        known: dict[str, Any] = {}
+        if rows_read is not None and rows_read.segments and kind.position_padding_idx is None:
+            # Only Triton's kernel sorts tokens itself; only BERT's positions are those of segments.
+            if self.chosen["embedding_layer_norm"] == "triton":
+                known["segments"] = rows_read.segments
         position_padding = -1 if kind.position_padding_idx is None else kind.position_padding_idx
         self.kernels["embedding_layer_norm"].embedding_layer_norm_backward(
             stream, branch, tokens.input_ids[rows], tokens.position_ids[rows], word, position,
             token_type, tables.norm.weight, kind.eps, *self.dropout(kind.dropout.embedding, 0, 0),
             tokens.leading, None if rows_read is None else rows_read.places, padding,
-            position_padding, word_sums, position_sums, sums_type, vectors,
+            position_padding, word_sums, position_sums, sums_type, vectors, **known,
         )  # fmt: skip
-        self.gradients["embeddings.norm.weight"] = vectors[0]
-        self.gradients["embeddings.norm.bias"] = vectors[1]
+
+
+def _place(ids: Tensor, wanted: int) -> int:
+    """Where a number is among ids (U,), ascending, on the CPU; -1 if it is not."""
+    at = int(torch.searchsorted(ids, wanted))
+    return at if at < len(ids) and int(ids[at]) == wanted else -1
 
 
 class _PackedPass(torch.autograd.Function):

@@ -24,16 +24,26 @@ class TableRows:
     Attributes:
         ids: (U,) int64, ascending, each once; on the host.
         places: (T,) int64, where each token's id is among them.
+        device_ids: The ids where the tokens are, -1 for none after them; None where they were not
+            brought there ahead of time.
+        segments: (T,), (U + 1,), (T,) and (L + 1,) int32, where known: tokens by row, and where
+            each row's begin, of the words, and the same of the positions in a sequence.
     """
 
     ids: Tensor
     places: Tensor
+    device_ids: Tensor | None = None
+    segments: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, input_ids: Tensor) -> TableRows:
         """The rows of ids (T,); on a GPU this waits for them."""
         ids, places = np.unique(input_ids.cpu().numpy(), return_inverse=True)
         return cls(torch.from_numpy(ids), torch.from_numpy(places).to(input_ids.device))
+
+    def on(self, device: torch.device) -> Tensor:
+        """The ids on `device`; a GPU that does not have them waits for the host."""
+        return self.ids.to(device) if self.device_ids is None else self.device_ids
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TableRows:
         """The same with `places` on `device`."""

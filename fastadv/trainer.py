@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
+from fastadv import backends
+from fastadv.capturable_adam import CapturableAdam
+from fastadv.capturable_embedding import CapturableEmbedding
 from fastadv.config import ResolvedConfig
 from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.encoder import Encoder, PackedBert
+from fastadv.flat_parameters import FlatParameters
 from fastadv.heads import AdversarialModel
 from fastadv.ops import discriminator_loss, generator_loss
 from fastadv.optim import GradientAdam, Residuals
 from fastadv.packing import PackedBatch
 
+Named = tuple[str, Parameter]
 Gradients = tuple[Tensor | None, ...]
 # The encoder's passes: T's, and the one that D and G share. Each has a dropout key of its own.
 PASSES = ("task", "languages")
@@ -50,6 +56,8 @@ class Trainer:
     Args:
         model: θ and the two heads.
         config: Learning rates and the rest.
+        capturable: Updates that a CUDA graph may hold and that the host does not wait for; None
+            for that on a GPU wherever it can be (`why_not_capturable`).
 
     Attributes:
         step_count: Iterations done so far; with the seed it fixes every dropout mask.
@@ -58,11 +66,16 @@ class Trainer:
         deferred: The word table under T and G; None where it is updated densely.
     """
 
-    def __init__(self, model: AdversarialModel, config: ResolvedConfig) -> None:
+    def __init__(
+        self, model: AdversarialModel, config: ResolvedConfig, capturable: bool | None = None
+    ) -> None:
         self.model = model
         self.config = config
         self.step_count = 0
         self.residuals = Residuals()
+        if capturable is None:
+            capturable = why_not_capturable(model, config) is None
+        self.capturable = capturable
         self.deferred = self._defer()
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         theta = [(n, p) for n, p in named if n.startswith("encoder.")]
@@ -70,11 +83,18 @@ class Trainer:
         head = [(n, p) for n, p in named if n.startswith("discriminator.")]
         # θ_T = {θ, W_T, b_T}, θ_D = {w_D, b_D}, θ_G = {θ} (paper, section 3.1). T and G each keep
         # moments of their own over the same θ.
-        self.optimizers = {
-            "task": self._adam(theta + task_head, config.lr_task),
-            "discriminator": self._adam(head, config.lr_discriminator),
-            "generator": self._adam(theta, config.lr_generator),
+        parts = {
+            "task": ([theta, task_head], config.lr_task),
+            "discriminator": ([head], config.lr_discriminator),
+            "generator": ([theta], config.lr_generator),
         }
+        self.optimizers: dict[str, GradientAdam] = {}
+        flats = self._flatten([theta, task_head, head]) if capturable else {}
+        for phase, (lists, lr) in parts.items():
+            if capturable:
+                self.optimizers[phase] = self._capturable_adam(lists, flats, phase, lr)
+            else:
+                self.optimizers[phase] = self._adam(sum(lists, []), phase, lr)
 
     def step(
         self,
@@ -91,6 +111,7 @@ class Trainer:
             generator_draw: The same, drawn afresh (line 13).
         """
         self.model.train()
+        self.reserve()
         # A function a phase: gradients are gone from memory when the next phase's pass begins.
         loss_task = self._task_phase(labeled)
         losses = StepLosses(loss_task)
@@ -102,6 +123,20 @@ class Trainer:
             losses = StepLosses(loss_task, loss_d, loss_g, accuracy)
         self.step_count += 1
         return losses
+
+    def reserve(self) -> None:
+        """Before every step, whether it runs or a graph of it is replayed."""
+        for optimizer in self.optimizers.values():
+            if isinstance(optimizer, CapturableAdam):
+                optimizer.reserve()
+
+    def check(self) -> None:
+        """Raises FloatingPointError where an update of an earlier step could not be done, which a
+        GPU tells only who asks; the host waits for it.
+        """
+        for optimizer in self.optimizers.values():
+            if isinstance(optimizer, CapturableAdam):
+                optimizer.check()
 
     @property
     def skipped(self) -> int:
@@ -185,11 +220,13 @@ class Trainer:
     def _gradients(self, loss: Tensor, phase: str) -> Gradients:
         if isinstance(self.model.encoder, PackedBert):
             self.model.encoder.squares.clear()
+        optimizer = self.optimizers[phase]
         # Unused parameters (a token-type row never read is used; a whole unused table is not) get
         # None, and Adam passes over them as it does over a missing `.grad`.
-        return torch.autograd.grad(loss, self.optimizers[phase].parameters, allow_unused=True)
+        scaled = optimizer.scaler.scaled(loss)
+        return torch.autograd.grad(scaled, optimizer.parameters, allow_unused=True)
 
-    def _defer(self) -> DeferredEmbedding | None:
+    def _defer(self) -> DeferredEmbedding | CapturableEmbedding | None:
         reason = why_dense(self.model.encoder, self.config)
         encoder = self.model.encoder
         if reason is not None or not isinstance(encoder, PackedBert):
@@ -197,10 +234,56 @@ class Trainer:
             return None
         encoder.embeddings.word.sparse = True
         table: Any = encoder.embeddings.word.weight
-        encoder.deferred = DeferredEmbedding(table, self.residuals.of(table), self.config.backend)
+        kind = CapturableEmbedding if self.capturable else DeferredEmbedding
+        encoder.deferred = kind(table, self.residuals.of(table), self.config.backend)
         return encoder.deferred
 
-    def _adam(self, named: list, lr: float) -> GradientAdam:
+    def _flatten(self, lists: Sequence[list[Named]]) -> dict[str, FlatParameters]:
+        """Flat parameters by the name of the first, for lists whose first is theta."""
+        encoder = self.model.encoder
+        assert isinstance(encoder, PackedBert)
+        low = encoder.dtype if encoder.dtype in (torch.bfloat16, torch.float16) else None
+        table = None if self.deferred is None else self.deferred.table
+        found: dict[str, FlatParameters] = {}
+        for number, named in enumerate(lists):
+            named = [(n, p) for n, p in named if p is not table]
+            if named:
+                flat = FlatParameters(named, low if number == 0 else None)
+                self.residuals.put(flat)
+                found[named[0][0].split(".")[0]] = flat
+        if "encoder" in found:
+            encoder.flattened(found["encoder"])
+        return found
+
+    def _capturable_adam(
+        self, lists: Sequence[list[Named]], flats: Mapping[str, FlatParameters], phase: str,
+        lr: float,
+    ) -> CapturableAdam:  # fmt: skip
+        config, deferred = self.config, self.deferred
+        names = dict.fromkeys(n.split(".")[0] for named in lists for n, _ in named)
+        table = None
+        if isinstance(deferred, CapturableEmbedding) and "encoder" in names:
+            (table,) = [(n, p) for n, p in lists[0] if p is deferred.table]
+        return CapturableAdam(
+            [flats[name] for name in names if name in flats],
+            table,
+            lr=lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            nonfinite=config.nonfinite_gradients,
+            layouts=getattr(self.model.encoder, "layouts", None),
+            deferred=deferred if isinstance(deferred, CapturableEmbedding) else None,
+            loss_scaling=self._scales(phase),
+            backend=config.backend,
+        )
+
+    def _scales(self, phase: str) -> bool:
+        """Whether a phase's loss is scaled: D's gradient never is of 16 bits."""
+        return self.config.precision == "fp16" and phase != "discriminator"
+
+    def _adam(self, named: list[Named], phase: str, lr: float) -> GradientAdam:
         config, encoder = self.config, self.model.encoder
         return GradientAdam(
             named,
@@ -212,7 +295,8 @@ class Trainer:
             nonfinite=config.nonfinite_gradients,
             residuals=self.residuals,
             layouts=encoder.layouts if isinstance(encoder, PackedBert) else None,
-            deferred=self.deferred,
+            deferred=self.deferred if isinstance(self.deferred, DeferredEmbedding) else None,
+            loss_scaling=self._scales(phase),
             backend=config.backend,
         )
 
@@ -230,6 +314,22 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield
+
+
+def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str | None:
+    """Why updates are decided on the host; None where they can be on the device."""
+    encoder = model.encoder
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return "there is no GPU"
+    if not isinstance(encoder, PackedBert):
+        return "the encoder runs padded"
+    for operation in (*encoder.operations, "adam", "embedding_adam"):
+        if operation not in backends.PRODUCTS:
+            chosen = backends.resolve(operation, device, config.backend)
+            if chosen != "triton":
+                return f"{operation} runs on backend {chosen}"
+    return None
 
 
 def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:

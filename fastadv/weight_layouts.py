@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastadv import backends
+from fastadv.flat_parameters import FlatParameters
 
 # Weights that some layout was made of.
 _known: Any = WeakTensorKeyDictionary()
@@ -127,6 +128,31 @@ class WeightLayouts:
             return None
         return made[1], made[2]
 
+    def keep_in(self, flat: FlatParameters) -> None:
+        """Makes the 16-bit copies of weight matrices parts of `flat.low`, which whoever changes
+        `flat.weight` keeps in step with it.
+        """
+        assert flat.low is not None
+        for weight, low in zip(flat.parameters, flat.views(flat.low), strict=True):
+            if weight.dim() == 2 and not self._native(weight):
+                self._made[weight] = (_state(weight), low, low)
+                _known[weight] = True
+
+    def rewritten_in(self, flat: FlatParameters) -> None:
+        """Says that whoever changed `flat.weight` changed `flat.low` too."""
+        assert flat.low is not None
+        for weight, low in zip(flat.parameters, flat.views(flat.low), strict=True):
+            made = self._made.get(weight)
+            if made is not None and made[1].data_ptr() == low.data_ptr():
+                self.rewritten(weight)
+
+    def refresh(self) -> None:
+        """Brings copies up to date, where they are, with weights that changed: before a CUDA graph
+        that reads them is replayed.
+        """
+        for weight in list(self._made):
+            self._layouts(weight)
+
     def rewritten(self, weight: Parameter) -> None:
         """Says that whoever changed the weight changed its layouts too."""
         self._made[weight] = (_state(weight), *self._made[weight][1:])
@@ -138,10 +164,20 @@ class WeightLayouts:
         state = _state(weight)
         made = self._made.get(weight)
         if made is None or made[0] != state:
-            made = (state, *self._pack(weight.detach()))
+            made = (state, *self._packed_again(weight.detach(), made))
             self._made[weight] = made
             _known[weight] = True
         return made
+
+    def _packed_again(
+        self, weight: Tensor, made: tuple[Any, Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        plain = made is not None and made[1].shape == weight.shape and self.dtype != weight.dtype
+        if made is not None and plain and made[1].device == weight.device:
+            # Where it was: a CUDA graph reads it there.
+            made[1].copy_(weight)
+            return made[1:]
+        return self._pack(weight)
 
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         if self._native(weight):

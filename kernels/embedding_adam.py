@@ -1,4 +1,8 @@
-"""Adam on rows of a table, and the steps that rows missed, in Triton."""
+"""Adam on rows of a table, and the steps that rows missed, in Triton.
+
+The missed steps of a row are added up term by term: a GPU has the arithmetic for it, and what a
+quadrature would save is no memory traffic (docs/adr/0009).
+"""
 
 # A kernel's arguments have types of Triton's, which annotations cannot say.
 # mypy: allow-untyped-defs
@@ -15,38 +19,60 @@ from .launch import block_of, on_device, steps
 
 @triton.jit
 def _update_kernel(
-    weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers,
-    WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, row_steps, counter,
+    WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # One program: a row.
     i = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    at = tl.load(rows + i) * WIDTH + columns
-    g = tl.load(grads + i * WIDTH + columns, mask=inside, other=0.0)
-    adam_update(weight, residual, exp_avg, exp_avg_sq, at, g, inside, numbers, HAS_RESIDUAL)
+    row = tl.load(rows + i)
+    if (row >= 0) & (tl.load(numbers + 9) != 0):
+        columns = tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        at = row * WIDTH + columns
+        g = tl.load(grads + i * WIDTH + columns, mask=inside, other=0.0)
+        adam_update(weight, residual, exp_avg, exp_avg_sq, at, g, inside, numbers, HAS_RESIDUAL)
+        if COUNTS:
+            tl.store(row_steps + row, tl.load(counter).to(tl.int32))
 
 
 @triton.jit
 def _catch_up_kernel(
-    weight, residual, exp_avg, exp_avg_sq, rows, rules, offsets, rule_weights, rule_nodes, decays,
-    WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    weight, residual, exp_avg, exp_avg_sq, rows, starts, counter, base, log, powers, rates,
+    capacity, terms,
+    WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # One program: a row, so that nobody else reads or writes its start.
     acc_type = weight.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    at = tl.load(rows + i) * WIDTH + columns
-    rule = tl.load(rules + i)
-    m = tl.load(exp_avg + at, mask=inside, other=0.0)
-    v = tl.load(exp_avg_sq + at, mask=inside, other=0.0)
-    root = tl.sqrt(v)
-    total = tl.zeros((BLOCK,), acc_type)
-    for term in steps(tl.load(offsets + rule), tl.load(offsets + rule + 1), 1):
-        top = tl.load(rule_weights + term).to(acc_type)
-        total += top / (root + tl.load(rule_nodes + term).to(acc_type))
-    tl.store(exp_avg + at, m * tl.load(decays + 2 * rule).to(acc_type), mask=inside)
-    tl.store(exp_avg_sq + at, v * tl.load(decays + 2 * rule + 1).to(acc_type), mask=inside)
-    move_weight(weight, residual, at, -m * total, inside, HAS_RESIDUAL)
+    row = tl.load(rows + i)
+    if row >= 0:
+        place = row if COUNTS else i
+        start = tl.load(starts + place).to(tl.int64)
+        step = tl.load(counter)
+        if (start >= 0) & (start < step):
+            columns = tl.arange(0, BLOCK)
+            inside = columns < WIDTH
+            at = row * WIDTH + columns
+            m = tl.load(exp_avg + at, mask=inside, other=0.0)
+            v = tl.load(exp_avg_sq + at, mask=inside, other=0.0)
+            root = tl.sqrt(v)
+            eps = tl.load(rates + 2).to(acc_type)
+            total = tl.zeros((BLOCK,), acc_type)
+            first = log + start - tl.load(base)
+            for term in steps(0, tl.minimum(step - start, terms), 1):
+                top = tl.load(first + term) * tl.load(powers + term)
+                slope = tl.load(first + capacity + term) * tl.load(powers + terms + term)
+                total += top.to(acc_type) / (root * slope.to(acc_type) + eps)
+            missed = (step - start).to(tl.float64)
+            decay1 = tl.exp(missed * tl.load(rates + 6)).to(acc_type)
+            decay2 = tl.exp(missed * tl.load(rates + 7)).to(acc_type)
+            tl.store(exp_avg + at, m * decay1, mask=inside)
+            tl.store(exp_avg_sq + at, v * decay2, mask=inside)
+            move_weight(weight, residual, at, -m * total, inside, HAS_RESIDUAL)
+            if COUNTS:
+                # The start is read by all threads, of which one may get here before another.
+                tl.debug_barrier()
+                tl.store(starts + place, step.to(tl.int32))
 
 
 def embedding_adam(
@@ -64,22 +90,43 @@ def embedding_adam(
     grad_scale: float,
 ) -> None:
     """One step on rows (U,) of a table (V, H) with gradients (U, H)."""
+    numbers = step_numbers(weight, step, lr, beta1, beta2, eps, 0.0, grad_scale)
+    embedding_adam_apply(
+        weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, None, numbers
+    )
+
+
+def embedding_adam_apply(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    numbers: Tensor,
+    row_steps: Tensor | None,
+    counter: Tensor,
+) -> None:
+    """One step with numbers (10,) as of `adam_begin`; row -1 is none. row_steps (V,) int32, if
+    given, becomes counter (1,) on these rows."""
     count, width = grads.shape
     if grads.numel() == 0:
         return
-    block = block_of(width, 1024)
     with on_device(weight):
-        _update_kernel[(count, triton.cdiv(width, block))](
+        _update_kernel[(count,)](
             weight,
             weight if residual is None else residual,
             exp_avg,
             exp_avg_sq,
             rows,
             grads,
-            step_numbers(weight, step, lr, beta1, beta2, eps, 0.0, grad_scale),
+            numbers,
+            rows if row_steps is None else row_steps,
+            counter,
             WIDTH=width,
             HAS_RESIDUAL=residual is not None,
-            BLOCK=block,
+            COUNTS=row_steps is not None,
+            BLOCK=block_of(width, 1 << 20),
         )
 
 
@@ -89,30 +136,41 @@ def embedding_adam_catch_up(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
-    rules: Tensor,
-    offsets: Tensor,
-    rule_weights: Tensor,
-    rule_nodes: Tensor,
-    decays: Tensor,
+    starts: Tensor,
+    counter: Tensor,
+    base: Tensor,
+    log: Tensor,
+    powers: Tensor,
+    rates: Tensor,
+    by_row: bool,
 ) -> None:
-    """The missed steps of rows (U,), by rules of `deferred_rules`."""
+    """The steps up to counter (1,) int64 that rows (U,) missed; row -1 is none.
+
+    starts is (U,), or by row (V,) int32: there a negative number is a row that never had a
+    gradient, and others become the counter. log (2, C) float64 holds lr / (1 - beta1^t) and
+    1 / sqrt(1 - beta2^t) from step base + 1 on, base (1,) int64; powers (2, K) float64 beta1^i and
+    beta2^(i / 2), i from 1 to the last that counts; rates as of `adam_begin`.
+    """
     count, width = rows.shape[0], weight.shape[1]
     if count * width == 0:
         return
-    block = block_of(width, 1024)
     with on_device(weight):
-        _catch_up_kernel[(count, triton.cdiv(width, block))](
+        _catch_up_kernel[(count,)](
             weight,
             weight if residual is None else residual,
             exp_avg,
             exp_avg_sq,
             rows,
-            rules,
-            offsets,
-            rule_weights,
-            rule_nodes,
-            decays,
+            starts,
+            counter,
+            base,
+            log,
+            powers,
+            rates,
+            log.shape[1],
+            powers.shape[1],
             WIDTH=width,
             HAS_RESIDUAL=residual is not None,
-            BLOCK=block,
+            COUNTS=by_row,
+            BLOCK=block_of(width, 1 << 20),
         )

@@ -149,6 +149,29 @@ def _segments_kernel(
             tl.store(grad_position + to, before + tl.sum(total, 0), mask=inside)
 
 
+@triton.jit
+def _sums_kernel(
+    order, starts, to, grad_sum, table,
+    HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Adds the rows of one segment, in order, to the row of the table that `to` names for its first
+    token: segment s is tokens order[starts[s] : starts[s + 1]]."""
+    begin = tl.load(starts + tl.program_id(0))
+    end = tl.load(starts + tl.program_id(0) + 1)
+    if begin < end:
+        columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+        inside = columns < HIDDEN
+        total = tl.zeros((BLOCK_T, BLOCK_H), grad_sum.dtype.element_ty)
+        for start in steps(begin, end, BLOCK_T):
+            places = start + tl.arange(0, BLOCK_T)
+            token = tl.load(order + places, mask=places < end, other=0).to(tl.int64)
+            value = grad_sum + token[:, None] * HIDDEN + columns[None, :]
+            total += tl.load(value, mask=(places < end)[:, None] & inside[None, :], other=0.0)
+        row = tl.load(to + tl.load(order + begin)).to(tl.int64)
+        at = table + row * HIDDEN + columns
+        tl.store(at, tl.load(at, mask=inside, other=0.0) + tl.sum(total, 0), mask=inside)
+
+
 def embedding_layer_norm(
     input_ids: Tensor,
     position_ids: Tensor,
@@ -218,11 +241,14 @@ def embedding_layer_norm_backward(
     grad_position: Tensor,
     grad_token_type: Tensor | None,
     grad_vectors: Tensor,
+    segments: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Writes the gradients of gain and bias (2, H); adds those of the tables to what is there.
 
     Tokens' gradients go to rows word_rows (T,) of grad_word, by default their ids; row padding_row
-    gets none.
+    gets none. Tokens are sorted by row on the device, unless `segments` says how they are: order
+    (T,) and starts (S + 1,) int32 of the words, then of the positions; tokens that neither names,
+    those of padding rows among them, leave nothing.
     """
     rows, hidden = grad.shape
     if grad.numel() == 0:
@@ -259,27 +285,43 @@ def embedding_layer_norm_backward(
             HAS_LOW=grad_low is not None,
             **tile,
         )
-        # Both tables in one sort; 32 bits are half the passes of 64.
-        to = input_ids if word_rows is None else word_rows
-        table_rows = grad_word.shape[0]
-        keys = torch.cat([to.int(), position_ids.int() + table_rows])
-        keys, order = torch.sort(keys, stable=True)
         block_h = block_of(hidden, 256)
-        _segments_kernel[(2 * rows, triton.cdiv(hidden, block_h))](
-            keys,
-            order,
-            grad_sum,
-            grad_word,
-            grad_position,
-            table_rows,
-            positions,
-            rows,
-            padding_row,
-            position_padding_idx,
-            HIDDEN=hidden,
-            BLOCK_T=16,
-            BLOCK_H=block_h,
-        )
+        to = input_ids if word_rows is None else word_rows
+        if segments is not None:
+            places = ((to, grad_word), (position_ids, grad_position))
+            for (rows_of, table), order, starts in zip(
+                places, segments[::2], segments[1::2], strict=True
+            ):
+                _sums_kernel[(starts.shape[0] - 1, triton.cdiv(hidden, block_h))](
+                    order,
+                    starts,
+                    rows_of,
+                    grad_sum,
+                    table,
+                    HIDDEN=hidden,
+                    BLOCK_T=16,
+                    BLOCK_H=block_h,
+                )
+        else:
+            # Both tables in one sort; 32 bits are half the passes of 64.
+            table_rows = grad_word.shape[0]
+            keys = torch.cat([to.int(), position_ids.int() + table_rows])
+            keys, order = torch.sort(keys, stable=True)
+            _segments_kernel[(2 * rows, triton.cdiv(hidden, block_h))](
+                keys,
+                order,
+                grad_sum,
+                grad_word,
+                grad_position,
+                table_rows,
+                positions,
+                rows,
+                padding_row,
+                position_padding_idx,
+                HIDDEN=hidden,
+                BLOCK_T=16,
+                BLOCK_H=block_h,
+            )
     torch.sum(partial[:, :2], 0, out=grad_vectors)
     if grad_token_type is not None:
         grad_token_type += partial[:, 2].sum(0)

@@ -1,7 +1,7 @@
 """Attention within each of many packed sequences, in Triton.
 
 Dao, "FlashAttention-2", ICLR 2024: blocks of scores with a running maximum and sum, computed again
-in the backward pass.
+in the backward pass.  Sequences that one block holds have kernels of their own, in short_attention.
 """
 
 # A kernel's arguments have types of Triton's, which annotations cannot say.
@@ -18,39 +18,18 @@ from torch import Tensor
 
 from .launch import block_of, dot, load_rows, on_device, rounded, steps, store_rows
 from .philox import keep_block, threshold_of
-
-# Numbers that change from call to call must not make Triton compile again.
-_VARYING = ("tokens", "batch", "blocks", "site", "leading")
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _place(cu_seqlens, tokens, batch, blocks):
-    """The sequence of this program, where it begins, its length, and the number of its block.
-
-    The tokens after the last offset are one more sequence, number `batch`.
-    """
-    b = tl.program_id(0) // blocks
-    begin = tl.minimum(tl.maximum(tl.load(cu_seqlens + b), 0), tokens)
-    end = tl.load(cu_seqlens + tl.minimum(b + 1, batch))
-    end = tl.where(b < batch, tl.maximum(tl.minimum(end, tokens), begin), tokens)
-    return b, begin, end - begin, tl.program_id(0) % blocks
+from .short_attention import (
+    LOG2_E,
+    VARYING,
+    backward_kernel,
+    clear,
+    forward_kernel,
+    locate,
+    one_block,
+)
 
 
-@triton.jit
-def _clear(
-    x, length, block, blocks,
-    STRIDE: tl.constexpr, D: tl.constexpr, M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Zeros in this program's part of the rows that belong to no sequence, M at a time."""
-    for start in steps(block * M, length, blocks * M):
-        i = start + tl.arange(0, M)
-        # Their number has no bound that a product of 32 bits would keep to.
-        zeros = tl.zeros((M, BLOCK_D), x.dtype.element_ty)
-        store_rows(x, zeros, i.to(tl.int64), length, STRIDE, D, BLOCK_D)
-
-
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=VARYING)
 def _forward_kernel(
     qkv, cu_seqlens, seed, out, lse, tokens, batch, blocks, site,
     HEADS: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
@@ -58,15 +37,15 @@ def _forward_kernel(
     HAS_LSE: tl.constexpr,
 ):  # fmt: skip
     # One program: M queries of one head of one sequence, all of its keys.
-    b, begin, length, block = _place(cu_seqlens, tokens, batch, blocks)
+    b, begin, length, block = locate(cu_seqlens, tokens, batch, blocks)
     head = tl.program_id(1)
     WIDTH: tl.constexpr = HEADS * D
     out += begin.to(tl.int64) * WIDTH + head * D
     lse += begin.to(tl.int64) * HEADS + head
     if b == batch:
-        _clear(out, length, block, blocks, WIDTH, D, M, BLOCK_D)
+        clear(out, length, block, blocks, WIDTH, D, M, BLOCK_D)
         if HAS_LSE:
-            _clear(lse, length, block, blocks, HEADS, 1, M, 1)
+            clear(lse, length, block, blocks, HEADS, 1, M, 1)
         return
     if block * M >= length:
         return
@@ -80,7 +59,7 @@ def _forward_kernel(
         j = start + tl.arange(0, N)
         k = load_rows(qkv + WIDTH, j, length, 3 * WIDTH, D, BLOCK_D)
         v = load_rows(qkv + 2 * WIDTH, j, length, 3 * WIDTH, D, BLOCK_D)
-        s = dot(q, tl.trans(k), ACC) * (SCALE * _LOG2_E)
+        s = dot(q, tl.trans(k), ACC) * (SCALE * LOG2_E)
         s = tl.where((j < length)[None, :], s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - higher[:, None])
@@ -94,7 +73,7 @@ def _forward_kernel(
     acc *= (65536.0 / (65536 - THRESHOLD)) / total[:, None]
     store_rows(out, acc, i, length, WIDTH, D, BLOCK_D)
     if HAS_LSE:
-        tl.store(lse + i * HEADS, (top + tl.log2(total)) / _LOG2_E, mask=i < length)
+        tl.store(lse + i * HEADS, (top + tl.log2(total)) / LOG2_E, mask=i < length)
 
 
 @triton.jit
@@ -105,7 +84,7 @@ def _scores(
 ):  # fmt: skip
     """Probabilities after dropout (M, N) of queries i (M,) and the N keys from start on, and the
     gradients of q k^T.  lse is in units of log 2; what is beyond the length gives zeros."""
-    s = dot(q, tl.trans(k), ACC) * (SCALE * _LOG2_E)
+    s = dot(q, tl.trans(k), ACC) * (SCALE * LOG2_E)
     inside = (i < length)[:, None] & (start + tl.arange(0, N) < length)[None, :]
     p = tl.exp2(tl.where(inside, s, float("-inf")) - lse[:, None])
     dp = dot(grad, tl.trans(v), ACC)
@@ -119,20 +98,20 @@ def _scores(
     return dropped, p * (dp - delta[:, None]) * SCALE
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=VARYING)
 def _backward_q_kernel(
     grad, qkv, out, lse, cu_seqlens, seed, delta, grad_qkv, tokens, batch, blocks, site, leading,
     HEADS: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     # One program: M queries of one head of one sequence, all of its keys; and their rows of delta.
-    b, begin, length, block = _place(cu_seqlens, tokens, batch, blocks)
+    b, begin, length, block = locate(cu_seqlens, tokens, batch, blocks)
     head = tl.program_id(1)
     WIDTH: tl.constexpr = HEADS * D
     first = begin.to(tl.int64)
     grad_qkv += first * (3 * WIDTH) + head * D
     if b == batch:
-        _clear(grad_qkv, length, block, blocks, 3 * WIDTH, D, M, BLOCK_D)
+        clear(grad_qkv, length, block, blocks, 3 * WIDTH, D, M, BLOCK_D)
         return
     if block * M >= length:
         return
@@ -144,7 +123,7 @@ def _backward_q_kernel(
     row_delta = tl.sum(g.to(ACC) * o.to(ACC), 1)
     place = (first + i) * HEADS + head
     tl.store(delta + place, row_delta, mask=i < length)
-    row_lse = tl.load(lse + place, mask=i < length, other=0.0) * _LOG2_E
+    row_lse = tl.load(lse + place, mask=i < length, other=0.0) * LOG2_E
     dq = tl.zeros((M, BLOCK_D), ACC)
     for start in steps(0, length, N):
         j = start + tl.arange(0, N)
@@ -158,21 +137,21 @@ def _backward_q_kernel(
     store_rows(grad_qkv, dq, i, length, 3 * WIDTH, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=VARYING)
 def _backward_kv_kernel(
     grad, qkv, lse, cu_seqlens, seed, delta, grad_qkv, tokens, batch, blocks, site, leading,
     HEADS: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     # One program: N keys of one head of one sequence, all of its queries.
-    b, begin, length, block = _place(cu_seqlens, tokens, batch, blocks)
+    b, begin, length, block = locate(cu_seqlens, tokens, batch, blocks)
     head = tl.program_id(1)
     WIDTH: tl.constexpr = HEADS * D
     first = begin.to(tl.int64)
     grad_qkv += first * (3 * WIDTH) + head * D + WIDTH
     if b == batch:
-        _clear(grad_qkv, length, block, blocks, 3 * WIDTH, D, N, BLOCK_D)
-        _clear(grad_qkv + WIDTH, length, block, blocks, 3 * WIDTH, D, N, BLOCK_D)
+        clear(grad_qkv, length, block, blocks, 3 * WIDTH, D, N, BLOCK_D)
+        clear(grad_qkv + WIDTH, length, block, blocks, 3 * WIDTH, D, N, BLOCK_D)
         return
     if block * N >= length:
         return
@@ -189,7 +168,7 @@ def _backward_kv_kernel(
         i = start + tl.arange(0, M)
         q = load_rows(qkv, i, length, 3 * WIDTH, D, BLOCK_D)
         g = load_rows(grad, i, length, WIDTH, D, BLOCK_D)
-        row_lse = tl.load(lse + i * HEADS, mask=i < length, other=0.0) * _LOG2_E
+        row_lse = tl.load(lse + i * HEADS, mask=i < length, other=0.0) * LOG2_E
         row_delta = tl.load(delta + i * HEADS, mask=i < length, other=0.0)
         p, ds = _scores(
             q, k, v, g, row_lse, row_delta, begin, i, block * N, length, head, seed, site, leading,
@@ -201,28 +180,28 @@ def _backward_kv_kernel(
     store_rows(grad_qkv + WIDTH, dv, j, length, 3 * WIDTH, D, BLOCK_D)
 
 
-def _constants(
-    qkv: Tensor, max_seqlen: int, heads: int, p: float, seed: Tensor | None
-) -> dict[str, Any]:
-    """What kernels are compiled for, with the queries M and the keys N of a block."""
+def _constants(qkv: Tensor, heads: int, p: float, seed: Tensor | None) -> dict[str, Any]:
+    """What every kernel is compiled for."""
     head_dim = qkv.shape[1] // (3 * heads)
-    block_d = block_of(head_dim, 1 << 20)
-    if qkv.element_size() == 2:
-        # A warp group of Hopper multiplies 64 rows.  Short sequences waste more of a long block of
-        # keys, and with wide heads it leaves too few registers.
-        m, n = 64, 64 if max_seqlen > 32 and block_d <= 64 else 32
-    else:
-        m = n = 32 if qkv.dtype == torch.float32 and block_d <= 64 else 16
     return {
         "HEADS": heads,
         "D": head_dim,
         "SCALE": head_dim**-0.5,
         "THRESHOLD": threshold_of(p, seed),
         "ACC": tl.float64 if qkv.dtype == torch.float64 else tl.float32,
-        "M": m,
-        "N": n,
-        "BLOCK_D": block_d,
+        "BLOCK_D": block_of(head_dim, 1 << 20),
     }
+
+
+def _blocks(dtype: torch.dtype, block_d: int) -> dict[str, int]:
+    """The queries M and the keys N of a block, and warps, for sequences of several blocks."""
+    if dtype.itemsize == 2:
+        # A warp group of Hopper, four warps, multiplies 64 rows.  With wide heads they have too few
+        # registers: heads of 128 spilled 152 bytes on sm_100, and spill none with eight warps.
+        wide = block_d > 64
+        return {"M": 64, "N": 32 if wide else 64, "num_warps": 8 if wide else 4}
+    size = 32 if dtype == torch.float32 and block_d <= 64 else 16
+    return {"M": size, "N": size, "num_warps": 4}
 
 
 def varlen_attention(
@@ -242,16 +221,21 @@ def varlen_attention(
     """
     if out.numel() == 0:
         return
-    constants = _constants(qkv, max_seqlen, heads, p, seed)
+    constants = _constants(qkv, heads, p, seed)
     batch = cu_seqlens.shape[0] - 1
-    blocks = max(1, triton.cdiv(max_seqlen, constants["M"]))
     seed = cu_seqlens if seed is None else seed
-    has_lse, lse = lse is not None, out if lse is None else lse
+    constants["HAS_LSE"], lse = lse is not None, out if lse is None else lse
+    whole = one_block(qkv.dtype, max_seqlen, constants["BLOCK_D"])
+    tensors, tokens = (qkv, cu_seqlens, seed, out, lse), out.shape[0]
     with on_device(qkv):
+        if whole is not None:
+            forward_kernel[(batch + 1, heads)](*tensors, tokens, batch, site, **constants, **whole)
+            return
+        size = _blocks(qkv.dtype, constants["BLOCK_D"])
+        blocks = max(1, triton.cdiv(max_seqlen, size["M"]))
         _forward_kernel[((batch + 1) * blocks, heads)](
-            qkv, cu_seqlens, seed, out, lse, out.shape[0], batch, blocks, site,
-            HAS_LSE=has_lse, **constants,
-        )  # fmt: skip
+            *tensors, tokens, batch, blocks, site, **constants, **size
+        )
 
 
 def varlen_attention_backward(
@@ -274,19 +258,26 @@ def varlen_attention_backward(
     """
     if out.numel() == 0:
         return
-    constants = _constants(qkv, max_seqlen, heads, p, seed)
-    batch = cu_seqlens.shape[0] - 1
+    constants = _constants(qkv, heads, p, seed)
+    batch, tokens = cu_seqlens.shape[0] - 1, out.shape[0]
     seed = cu_seqlens if seed is None else seed
-    delta = torch.empty_like(lse)
+    whole = one_block(qkv.dtype, max_seqlen, constants["BLOCK_D"])
     with on_device(qkv):
+        if whole is not None:
+            backward_kernel[(batch + 1, heads)](
+                grad, qkv, lse, cu_seqlens, seed, grad_qkv, tokens, batch, site, leading,
+                **constants, **whole,
+            )  # fmt: skip
+            return
+        size = _blocks(qkv.dtype, constants["BLOCK_D"])
         # The first leaves delta, the row sums of grad * out, to the second.
-        blocks = max(1, triton.cdiv(max_seqlen, constants["M"]))
+        delta = torch.empty_like(lse)
+        rest = (cu_seqlens, seed, delta, grad_qkv, tokens, batch)
+        blocks = max(1, triton.cdiv(max_seqlen, size["M"]))
         _backward_q_kernel[((batch + 1) * blocks, heads)](
-            grad, qkv, out, lse, cu_seqlens, seed, delta, grad_qkv, out.shape[0], batch, blocks,
-            site, leading, **constants,
-        )  # fmt: skip
-        blocks = max(1, triton.cdiv(max_seqlen, constants["N"]))
+            grad, qkv, out, lse, *rest, blocks, site, leading, **constants, **size
+        )
+        blocks = max(1, triton.cdiv(max_seqlen, size["N"]))
         _backward_kv_kernel[((batch + 1) * blocks, heads)](
-            grad, qkv, lse, cu_seqlens, seed, delta, grad_qkv, out.shape[0], batch, blocks,
-            site, leading, **constants,
-        )  # fmt: skip
+            grad, qkv, lse, *rest, blocks, site, leading, **constants, **size
+        )

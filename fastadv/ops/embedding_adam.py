@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastadv import backends
 from fastadv.ops.adam import adam_ref, check_rates
+from fastadv.ops.capturable import powers_of, rates_of
 from fastadv.ops.dtypes import check_contiguous, check_dtype, check_like
 
 
@@ -186,6 +187,10 @@ def embedding_adam_catch_up(
         rows, starts = rows[late.to(rows.device)], starts[late]
     if len(rows) == 0:
         return
+    if chosen == "triton":
+        _add_up(weight, residual, exp_avg, exp_avg_sq, rows, starts, step, lrs, base, beta1, beta2,
+                eps)  # fmt: skip
+        return
     kinds, rules = np.unique(starts.numpy(), return_inverse=True)
     counts = step - kinds
     offsets, weights, nodes = _rules(kinds, counts, lrs, base, beta1, beta2, eps)
@@ -194,6 +199,22 @@ def embedding_adam_catch_up(
     _kernels(chosen).embedding_adam_catch_up(
         weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
         *(x.to(weight.device) for x in host),
+    )  # fmt: skip
+
+
+def _add_up(
+    weight: Tensor, residual: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor,
+    starts: Tensor, step: int, lrs: Tensor, base: int, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    """What Triton reads: the steps' rates and roots, and powers of the betas."""
+    t = base + 1 + np.arange(len(lrs))
+    log = np.stack([lrs.numpy() / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)])
+    rates = rates_of(0.0, beta1, beta2, eps)
+    host = [starts, torch.tensor([step]), torch.tensor([base]), torch.from_numpy(log),
+            powers_of(beta1, beta2, step - int(starts.min())), rates]  # fmt: skip
+    _kernels("triton").embedding_adam_catch_up(
+        weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
+        *(x.to(weight.device) for x in host), False,
     )  # fmt: skip
 
 
