@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Task = Literal["classification", "ner"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
 
@@ -70,11 +70,13 @@ class FinetuneConfig:
             checkpoint's own, 0.1 for multilingual BERT. Ours.
         head_dropout: Dropout before the task head. Ours: none.
         precision: "bf16" runs the encoder's matrix products in bfloat16 over float32 weights,
-            "fp32" in float32, "auto" takes bf16 where the processor multiplies bfloat16 itself.
-            Ours.
+            "fp16" in float16 with loss scaling, "fp32" in float32; "auto" takes bf16 where the
+            processor multiplies bfloat16 itself, else fp16 on a GPU and fp32 on a CPU. Ours.
         encoder: "packed" is the library's encoder, without padding, for BERT, RoBERTa, XLM-RoBERTa
             and DistilBERT; "padded" is transformers' own, for any; "auto" takes "packed" where it
             can. Ours.
+        cuda_graphs: On a GPU, replay steps as CUDA graphs in `fit`, over batches that are filled
+            up to one of few sizes; steps that cannot be captured run as they are. Ours.
         seed: Seeds head initialisation, data order and dropout; nothing else is random.
         source_language: Code of the labelled language, the paper's English.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
@@ -107,6 +109,7 @@ class FinetuneConfig:
     head_dropout: float = 0.0
     precision: Precision = "auto"
     encoder: EncoderChoice = "auto"
+    cuda_graphs: bool = True
     seed: int = 0
     source_language: str = "en"
     eval_every: int = 100
@@ -186,8 +189,8 @@ def _check(config: FinetuneConfig) -> None:
         refuse("max_grad_norm", "a number above 0, or None for no clipping")
     if config.max_length is not None and config.max_length < 3:
         refuse("max_length", "at least 3, one piece between two special tokens")
-    if config.precision not in ("auto", "bf16", "fp32"):
-        refuse("precision", "'auto', 'bf16' or 'fp32'")
+    if config.precision not in ("auto", "bf16", "fp16", "fp32"):
+        refuse("precision", "'auto', 'bf16', 'fp16' or 'fp32'")
     if config.nonfinite_gradients not in ("stop", "skip"):
         refuse("nonfinite_gradients", "'stop' or 'skip'")
     if config.encoder not in ("auto", "packed", "padded"):

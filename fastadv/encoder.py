@@ -129,8 +129,8 @@ class PackedBert(nn.Module):
     def forward(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
         """Last hidden states of the batch's tokens, in the order they are packed.
 
-        In training mode dropout is drawn from the device's default generator: one seed a call,
-        from which each site and element follows.
+        In training mode dropout is drawn from `batch.seed`, or where there is none from the
+        device's default generator: one seed a call, from which each site and element follows.
 
         Returns:
             (T, H) float32 (float64 for float64); after the rows of `leading`, which are computed
@@ -158,7 +158,7 @@ class PackedBert(nn.Module):
             joint.cu_seqlens,
             joint.max_seqlen,
             0 if leading is None else leading.num_tokens,
-            self._seed(joint.input_ids.device),
+            self._seed(batch),
             rows if sparse else None,
         )
         return packed_forward(self, tokens)
@@ -205,9 +205,12 @@ class PackedBert(nn.Module):
         before = (counted - real.long())[first]
         return (counted - before) * real + padding
 
-    def _seed(self, device: torch.device) -> Tensor | None:
+    def _seed(self, batch: PackedBatch) -> Tensor | None:
         if not (self.training and self.architecture.dropout.any()):
             return None
+        if batch.seed is not None:
+            return batch.seed
+        device = batch.input_ids.device
         return torch.randint(2**63 - 1, (1,), device=device)
 
     @torch.no_grad()
@@ -267,8 +270,9 @@ def _rows(batch: PackedBatch) -> TableRows:
     rows, ids = batch.rows, batch.input_ids
     if rows is None:
         return TableRows.of(ids)
-    # On a GPU this would wait for the ids.
-    if ids.device.type == "cpu" and not torch.equal(rows.ids[rows.places], ids):
+    # On a GPU this would wait for the ids; those that are there already were made with the batch.
+    here = ids.device.type == "cpu" and rows.device_ids is None
+    if here and not torch.equal(rows.ids[rows.places], ids):
         raise ValueError("the batch's rows are not those of its input_ids, expected rows of pack()")
     return rows
 

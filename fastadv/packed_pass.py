@@ -293,6 +293,7 @@ class _Backward(_Pass):
         tables = self.encoder.embeddings
         position_sums = self._new("embeddings.position.weight", tuple(position.shape)).zero_()
         rows_read, padding = tokens.rows, -1 if kind.padding_idx is None else kind.padding_idx
+        known: dict[str, Any] = {}
         if rows_read is None:
             word_sums = self._new("embeddings.word.weight", tuple(word.shape)).zero_()
         else:
@@ -301,18 +302,17 @@ class _Backward(_Pass):
             self.gradients["embeddings.word.weight"] = torch.sparse_coo_tensor(
                 ids[None], word_sums, word.shape, is_coalesced=True, check_invariants=False
             )
-            # Segments leave the padding row out.
-            padding = -1 if rows_read.segments else _place(rows_read.ids, padding)
+            segments = rows_read.segments
+            if segments is not None and self.chosen["embedding_layer_norm"] == "triton":
+                # They leave the padding row out.
+                known["segments"], padding = segments, -1
+            else:
+                padding = _place(rows_read.ids, padding)
         sums_type = None
         if tables.token_type is not None:
             whole = self._new("embeddings.token_type.weight", tuple(tables.token_type.weight.shape))
             sums_type = whole.zero_()[0]
         vectors = self._vectors("embeddings.norm.weight", "embeddings.norm.bias")
-        known: dict[str, Any] = {}
-        if rows_read is not None and rows_read.segments and kind.position_padding_idx is None:
-            # Only Triton's kernel sorts tokens itself; only BERT's positions are those of segments.
-            if self.chosen["embedding_layer_norm"] == "triton":
-                known["segments"] = rows_read.segments
         position_padding = -1 if kind.position_padding_idx is None else kind.position_padding_idx
         self.kernels["embedding_layer_norm"].embedding_layer_norm_backward(
             stream, branch, tokens.input_ids[rows], tokens.position_ids[rows], word, position,
@@ -323,9 +323,9 @@ class _Backward(_Pass):
 
 
 def _place(ids: Tensor, wanted: int) -> int:
-    """Where a number is among ids (U,), ascending, on the CPU; -1 if it is not."""
-    at = int(torch.searchsorted(ids, wanted))
-    return at if at < len(ids) and int(ids[at]) == wanted else -1
+    """Where a number is among ids (U,) on the CPU; -1 if it is not, or negative."""
+    found = (ids == wanted).nonzero()
+    return int(found[0]) if wanted >= 0 and len(found) else -1
 
 
 class _PackedPass(torch.autograd.Function):

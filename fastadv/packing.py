@@ -69,8 +69,11 @@ class PackedBatch:
             entities, `IGNORE_INDEX` on every token but the first piece of a word scored here.
         english: None, or (B,) bool: True where the sequence is English (the paper's y_A).
         num_examples: documents or sentences in the batch. A sentence cut into several windows
-            counts once, so this is what a loss "per sentence" is averaged over.
+            counts once, so this is what a loss "per sentence" is averaged over. () float32 where
+            the host's number would be that of another batch, in a CUDA graph.
         rows: the word table's rows that are read, as `pack` finds them; None where unknown.
+        counted: None, or (B,) bool: False where a sequence only fills the batch up.
+        seed: None, or (1,) int64, which dropout is drawn from.
     """
 
     input_ids: Tensor
@@ -79,8 +82,10 @@ class PackedBatch:
     max_seqlen: int
     labels: Tensor | None
     english: Tensor | None
-    num_examples: int
+    num_examples: int | Tensor
     rows: TableRows | None = None
+    counted: Tensor | None = None
+    seed: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of sequences."""
@@ -186,7 +191,7 @@ def concat(first: PackedBatch, second: PackedBatch) -> PackedBatch:
     """One batch of the sequences of two, those of `first` before those of `second`.
 
     Both are of one task and on one device, which nothing waits for. Labels, and `english`, stay
-    where both have them; `rows` does not.
+    where both have them; `rows`, `counted` and the seed do not.
     """
 
     def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ class Trainer:
             if capturable:
                 self.optimizers[phase] = self._capturable_adam(lists, flats, phase, lr)
             else:
-                self.optimizers[phase] = self._adam(sum(lists, []), phase, lr)
+                self.optimizers[phase] = self._adam([pair for named in lists for pair in named], phase, lr)
 
     def step(
         self,
@@ -112,17 +112,28 @@ class Trainer:
         """
         self.model.train()
         self.reserve()
-        # A function a phase: gradients are gone from memory when the next phase's pass begins.
-        loss_task = self._task_phase(labeled)
-        losses = StepLosses(loss_task)
+        losses = StepLosses(self.task_step(labeled))
         if self.config.adversarial and discriminator_draw is not None:
             assert generator_draw is not None
-            pooled_d, pooled_g = self.pooled_draws(discriminator_draw, generator_draw)  # 8, 14
-            loss_d, accuracy = self._discriminator_phase(discriminator_draw, pooled_d)
-            loss_g = self._generator_phase(generator_draw, pooled_g)
-            losses = StepLosses(loss_task, loss_d, loss_g, accuracy)
+            losses = replace(losses, **self.language_step(discriminator_draw, generator_draw))
         self.step_count += 1
         return losses
+
+    def task_step(self, labeled: PackedBatch) -> Tensor:
+        """Lines 2 to 6: L_T, (), before the update."""
+        loss, gradients = self.task_gradients(labeled)  # lines 2-5
+        self.optimizers["task"].step(gradients, self.squares())  # line 6
+        return loss
+
+    def language_step(
+        self, discriminator_draw: PackedBatch, generator_draw: PackedBatch
+    ) -> dict[str, Tensor]:
+        """Lines 7 to 18: fields of `StepLosses`, each before its update."""
+        pooled_d, pooled_g = self.pooled_draws(discriminator_draw, generator_draw)  # 8, 14
+        # A function a phase: gradients are gone from memory when the next one's are made.
+        loss_d, accuracy = self._discriminator_phase(discriminator_draw, pooled_d)
+        loss_g = self._generator_phase(generator_draw, pooled_g)
+        return {"discriminator": loss_d, "generator": loss_g, "discriminator_accuracy": accuracy}
 
     def reserve(self) -> None:
         """Before every step, whether it runs or a graph of it is replayed."""
@@ -150,11 +161,6 @@ class Trainer:
         if self.deferred is not None:
             self.deferred.flush()
 
-    def _task_phase(self, labeled: PackedBatch) -> Tensor:
-        loss, gradients = self.task_gradients(labeled)  # lines 2-5
-        self.optimizers["task"].step(gradients, self.squares())  # line 6
-        return loss
-
     def _discriminator_phase(self, draw: PackedBatch, pooled: Tensor) -> tuple[Tensor, Tensor]:
         loss, accuracy, gradients = self.discriminator_gradients(draw, pooled)  # lines 9-11
         self.optimizers["discriminator"].step(gradients)  # line 12
@@ -167,7 +173,7 @@ class Trainer:
 
     def task_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
         """L_T and its gradient for {θ, W_T, b_T}."""
-        with self._dropout_of("task"):
+        with self._dropout_of("task", batch):
             loss = self.model.task_loss(batch)
         return loss.detach(), self._gradients(loss, "task")
 
@@ -182,7 +188,7 @@ class Trainer:
         Returns:
             (B_D, H) without a gradient, and (B_G, H) with one.
         """
-        with self._dropout_of("languages"):
+        with self._dropout_of("languages", generator_draw):
             pooled = self.model.pooled(generator_draw, leading=discriminator_draw)
         count = len(discriminator_draw)
         return pooled[:count].detach(), pooled[count:]
@@ -199,16 +205,21 @@ class Trainer:
         english = _sides(draw)
         head = self.model.discriminator
         loss, logits = discriminator_loss(
-            pooled, english, head.weight, head.bias, backend=self.config.backend
+            pooled, english, head.weight, head.bias, draw.counted, backend=self.config.backend
         )
-        accuracy = ((logits > 0) == english).float().mean()
+        right = ((logits > 0) == english).float()
+        if draw.counted is None:
+            accuracy = right.mean()
+        else:
+            accuracy = (right * draw.counted).sum() / draw.counted.sum()
         return loss.detach(), accuracy, self._gradients(loss, "discriminator")
 
     def generator_gradients(self, draw: PackedBatch, pooled: Tensor) -> tuple[Tensor, Gradients]:
         """L_G and its gradient for {θ}; arguments as of `discriminator_gradients`."""
         head = self.model.discriminator
         loss, _ = generator_loss(
-            pooled, _sides(draw), head.weight, head.bias, backend=self.config.backend
+            pooled, _sides(draw), head.weight, head.bias, draw.counted,
+            backend=self.config.backend,
         )
         return loss.detach(), self._gradients(loss, "generator")
 
@@ -300,13 +311,22 @@ class Trainer:
             backend=config.backend,
         )
 
+    def seed_of(self, encoder_pass: str, step: int) -> int:
+        """What a pass of a step draws dropout from, in [0, 2^63): (seed, step, pass) alone."""
+        key = (self.config.seed, step, PASSES.index(encoder_pass))
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
     @contextmanager
-    def _dropout_of(self, encoder_pass: str) -> Iterator[None]:
+    def _dropout_of(self, encoder_pass: str, batch: PackedBatch) -> Iterator[None]:
         """Dropout drawn from (seed, step, pass) alone; the caller's random state is untouched.
 
         The random state of a run is thereby its step count, and a baseline run drops the same
         units in its task phase as the adversarial run beside it.
         """
+        if batch.seed is not None:
+            # A batch that brought its own, drawn in the same way.
+            yield
+            return
         device = next(self.model.parameters()).device
         key = (self.config.seed, self.step_count, PASSES.index(encoder_pass))
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

@@ -71,40 +71,60 @@ def linear_bce(
 
 
 def discriminator_loss(
-    h: Tensor, english: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None
+    h: Tensor,
+    english: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    counted: Tensor | None = None,
+    *,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """L_D of Algorithm 1 (lines 7 to 12) of Keung, Lu and Bhardwaj (2019).
 
     The mean of -log p over the English rows plus the mean of -log(1 - p) over the others; a side
-    without rows adds nothing.  h is (N, H), english (N,) bool; weight, bias, results and errors as
-    in `linear_bce`.  Gradients go to weight and bias alone.
+    without rows adds nothing.  h is (N, H), english (N,) bool, counted (N,) bool, False where a row
+    is on neither side; weight, bias, results and errors as in `linear_bce`.  Gradients go to weight
+    and bias alone.
     """
-    targets, sample_weights = _targets(h, english)
+    targets, sample_weights = _targets(h, english, counted)
     return linear_bce(h.detach(), weight, bias, targets, sample_weights, backend=backend)
 
 
 def generator_loss(
-    h: Tensor, english: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None
+    h: Tensor,
+    english: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    counted: Tensor | None = None,
+    *,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """L_G of Algorithm 1 (lines 13 to 18): `discriminator_loss` with its labels flipped.
 
     The mean of -log(1 - p) over the English rows plus the mean of -log p over the others.
     Gradients go to h alone.
     """
-    targets, sample_weights = _targets(h, english)
+    targets, sample_weights = _targets(h, english, counted)
     return linear_bce(
         h, weight.detach(), bias.detach(), 1 - targets, sample_weights, backend=backend
     )
 
 
-def _targets(h: Tensor, english: Tensor) -> tuple[Tensor, Tensor]:
+def _targets(h: Tensor, english: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
     """1 for English rows and 0 for others; and one over the number of rows of the same side."""
-    if english.dtype != torch.bool:
-        raise ValueError(f"english has dtype {english.dtype}, expected bool")
-    check_like(english, tuple(h.shape[:1]), h, "english")
-    targets = english.to(acc_dtype(h.dtype))
-    count = targets.sum()
-    return targets, torch.where(english, 1 / count, 1 / (h.shape[0] - count))
+    for name, mask in (("english", english), ("counted", counted)):
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise ValueError(f"{name} has dtype {mask.dtype}, expected bool")
+            check_like(mask, tuple(h.shape[:1]), h, name)
+    dtype = acc_dtype(h.dtype)
+    targets = english.to(dtype)
+    if counted is None:
+        count = targets.sum()
+        return targets, torch.where(english, 1 / count, 1 / (h.shape[0] - count))
+    count, all_ = (targets * counted).sum(), counted.to(dtype).sum()
+    shares = torch.where(english, 1 / count, 1 / (all_ - count))
+    return targets, torch.where(counted, shares, 0)
 
 
 def _check(
