@@ -1,8 +1,10 @@
 """Builds, tests and measures everything on a machine with an NVIDIA GPU: `make gpu-check`.
 
 Uses the Python that runs it, with torch for CUDA, transformers, triton, pytest and nvcc already
-there; downloads nothing. Each part has a time limit of its own, a part that fails or is missing
-does not stop the next, and after every part benchmarks/results/<gpu>.json holds what is known.
+there; downloads nothing. Each part has a time limit of its own, all have nine minutes together, a
+part that fails or is missing does not stop the next, and after every part
+benchmarks/results/<gpu>.json holds what is known. What is worth most comes first.
+
 Only the standard library is used here, so that a broken installation can still be reported.
 """
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -23,12 +24,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_results import parse_benchmarks, parse_junit, parse_step, parse_text, summary_line
+from gpu_results import (
+    ROOT,
+    commit,
+    find_gpu,
+    parse_benchmarks,
+    parse_junit,
+    parse_sanitizer,
+    parse_step,
+    parse_text,
+    slug,
+    summary_line,
+    versions,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 # What is kept of what a part printed.
 TAIL = 6000
+# Seconds for everything, and the fewest that a part is worth starting in.
+BUDGET = 538.0
+LEAST = 5.0
+
+# Of an optional part.
+_NOT_FAILED = ("passed", "missing", "timed out", "skipped")
 
 Parser = Callable[[Path, str], dict[str, Any]]
 
@@ -43,16 +61,23 @@ class Part:
         limit: Seconds until it is stopped.
         parse: From that file (which may not exist) and the output to results; raises ValueError
             where they do not say that all is well.
+        stretches: It may take what is left of the limits of the parts before it, too.
+        optional: Only a part that ran and failed counts, not one that is missing or ran too long.
+        environment: Variables of its own.
     """
 
     name: str
     command: Sequence[str]
     limit: float
     parse: Parser = field(default=lambda path, output: {})
+    stretches: bool = False
+    optional: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def main(results: Path = RESULTS, make_parts: Callable[[], list[Part]] | None = None) -> int:
     """0 if every part passed, 1 if one failed, 2 where there is no NVIDIA GPU."""
+    end = time.monotonic() + BUDGET
     gpu = find_gpu()
     if gpu is None:
         print("There is no NVIDIA GPU here (nvidia-smi finds none), so nothing was checked.")
@@ -64,125 +89,129 @@ def main(results: Path = RESULTS, make_parts: Callable[[], list[Part]] | None = 
     results.mkdir(parents=True, exist_ok=True)
     target = results / f"{slug(gpu['name'])}.json"
     facts = {"gpu": gpu, "versions": versions(), "commit": commit()}
-    passed = run_parts((make_parts or parts)(), facts, target, environment)
+    passed = run_parts((make_parts or parts)(), facts, target, environment, end)
     print(f"\nResults: {target}")
     return 0 if passed else 1
 
 
 def parts() -> list[Part]:
-    """Everything, in the order of what depends on what; the limits sum to 531 seconds."""
+    """Everything, what is worth most first; the limits sum to 538 seconds."""
     python = sys.executable
-    # Plugins that may be missing: without them their settings in pyproject.toml are only warned
-    # of, and the limit here takes the place of the one for each test.
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    # Compiling B1 takes minutes that are not there: it is for whoever runs step_time.py by itself.
-    step = [python, "benchmarks/step_time.py", "--json", "{file}", "--device", "cuda"]
-    step += ["--baselines", "b0"]
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
-    tests = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/ops/test_*.py"))
-    others = ("equivalence", "isolation", "packing", "environment")
-    tests += [f"tests/test_{name}.py" for name in others]
-    benches = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("benchmarks/bench_*.py"))
-    # The encoder's is no pytest benchmark: for whoever runs it by itself.
-    benches = [name for name in benches if not name.endswith(("_common.py", "_encoder.py"))]
-    # What runs on the card has "cuda" in its name; the compile check is what "install" just did.
-    on_card = "cuda and not test_cuda_compile"
+    install += ["--disable-pip-version-check", "-e", "."]
     report = "from fastadv.environment import report; print(report())"
+    # What runs on the card has "cuda" in its name; the compile check is what "install" just did.
+    tests = [*_pytest(), "--continue-on-collection-errors", "-k", "cuda and not test_cuda_compile"]
     return [
-        Part("install", [*install, "--disable-pip-version-check", "-e", "."], 100),
-        Part("environment", [python, "-c", report], 15, parse_text),
-        Part("tests", [*pytest, "-k", on_card, "--junitxml={file}", *tests], 125, parse_junit),
-        # A file a part: pytest-benchmark writes its results at the end only.
-        *(
-            Part(
-                Path(bench).stem,
-                [*pytest, "-k", "cuda", "--benchmark-only", "--benchmark-json={file}", bench],
-                19,
-                parse_benchmarks,
-            )
-            for bench in benches
-        ),
-        Part("step ner", [*step, "--shape", "ner"], 60, parse_step),
-        Part("step news", [*step, "--shape", "news"], 60, parse_step),
+        Part("install", install, 100),
+        Part("environment", [python, "-c", report], 12, parse_text),
+        Part("tests", [*tests, "--junitxml={file}", *gpu_tests()], 105, parse_junit),
+        *(_step_part(f"step {shape}", shape, "b0,b2", 65) for shape in ("ner", "news")),
+        *_bench_parts(),
+        *_sanitizer_parts(),
+        # Compiling takes minutes, so that a stop costs nothing but this, and the second may find
+        # what the first has compiled.
+        *(_step_part(f"step {shape} b1", shape, "b1", 26) for shape in ("ner", "news")),
     ]
 
 
-def find_gpu() -> dict[str, str] | None:
-    """Name, compute capability, driver and memory of the first NVIDIA GPU; None without one."""
-    fields = ("name", "compute_cap", "driver_version", "memory.total")
-    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    printed = _output(query)
-    if printed is None:
-        return None
-    values = [value.strip() for value in printed.splitlines()[0].split(",")]
-    if len(values) != len(fields):
-        return None
-    return dict(zip(("name", "capability", "driver", "memory"), values, strict=True))
+def gpu_tests() -> list[str]:
+    """Test files relative to the repository: of operations, and all others that name "cuda"."""
+    paths = [p for p in ROOT.glob("tests/test_*.py") if "cuda" in p.read_text()]
+    # Operations' tests have their devices from a module that they share.
+    paths += ROOT.glob("tests/ops/test_*.py")
+    return sorted(str(p.relative_to(ROOT)) for p in paths)
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python and of what is compared; None where a package is missing."""
-    code = (
-        "import importlib.metadata as m, json, platform\n"
-        "found = {'python': platform.python_version()}\n"
-        "for name in ('torch', 'triton', 'transformers', 'numpy', 'pytest'):\n"
-        "    try: found[name] = m.version(name)\n"
-        "    except m.PackageNotFoundError: found[name] = None\n"
-        "try:\n"
-        "    import torch\n"
-        "    found |= {'torch': torch.__version__, 'cuda': torch.version.cuda}\n"
-        "except ImportError: pass\n"
-        "print(json.dumps(found))"
-    )
-    printed = _output([sys.executable, "-c", code])
-    found: dict[str, str | None] = json.loads(printed.splitlines()[-1]) if printed else {}
-    compiler = _output(["nvcc", "--version"])
-    found["nvcc"] = compiler.splitlines()[-1] if compiler else None
-    return found
+def _pytest() -> list[str]:
+    # Plugins that may be missing: without them their settings in pyproject.toml are only warned
+    # of, and the limit here takes the place of the one for each test.
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
 
 
-def commit() -> str | None:
-    """The commit checked out, with "+" if files differ from it; None outside a repository."""
-    # Without optional locks `status` only reads: someone may be committing.
-    git = ["git", "--no-optional-locks"]
-    head = _output([*git, "rev-parse", "HEAD"])
-    if head is None:
-        return None
-    changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
-    return head.strip() + ("+" if changed else "")
+def _step_part(name: str, shape: str, baselines: str, limit: float) -> Part:
+    command = [sys.executable, "benchmarks/step_time.py", "--json", "{file}", "--device", "cuda"]
+    command += ["--shape", shape, "--baselines", baselines]
+    return Part(name, command, limit, parse_step, stretches=True)
 
 
-def slug(name: str) -> str:
-    """A GPU's name as a file's: "NVIDIA H100 80GB HBM3" is "nvidia-h100-80gb-hbm3"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "gpu"
+def _bench_parts() -> list[Part]:
+    """A file a part: pytest-benchmark writes its results at the end only."""
+    paths = sorted(ROOT.glob("benchmarks/bench_*.py"))
+    # The encoder's is no pytest benchmark: for whoever runs it by itself.
+    paths = [p for p in paths if not p.name.endswith(("_common.py", "_encoder.py"))]
+    command = [*_pytest(), "-k", "cuda", "--benchmark-only", "--benchmark-json={file}"]
+    limit = 99 / len(paths)
+    return [
+        Part(p.stem, [*command, str(p.relative_to(ROOT))], limit, parse_benchmarks, stretches=True)
+        for p in paths
+    ]
+
+
+def _sanitizer_parts() -> list[Part]:
+    """The native kernels on inputs small enough to be watched access by access."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    files = [name for name in gpu_tests() if "/ops/" in name]
+    files = [name for name in files if "def test_by_hand" in (ROOT / name).read_text()]
+    tests = [*_pytest(), "-k", "cuda and test_by_hand and not triton", *files]
+    # PyTorch's cache hands out parts of larger allocations, whose ends no checker knows.
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return [
+        Part(
+            tool,
+            [program, "--tool", tool, "--error-exitcode", "9", *tests],
+            20,
+            parse_sanitizer,
+            stretches=True,
+            optional=True,
+            environment=environment,
+        )
+        for tool in ("memcheck", "racecheck")
+    ]
 
 
 def run_parts(
-    todo: Sequence[Part], facts: Mapping[str, Any], target: Path, environment: Mapping[str, str]
+    todo: Sequence[Part],
+    facts: Mapping[str, Any],
+    target: Path,
+    environment: Mapping[str, str],
+    end: float,
 ) -> bool:
-    """Runs every part, writes `target` after each, prints a table; whether all passed."""
+    """Runs every part until `end` (of time.monotonic), writes `target` after each, prints a table.
+
+    Returns whether all passed; an optional part counts only if it failed.
+    """
     report: dict[str, Any] = {**facts, "parts": {}}
+    start, promised, passed = time.monotonic(), 0.0, True
     for part in todo:
         print(f"\n== {part.name}", flush=True)
-        found = run_part(part, environment)
+        promised += part.limit
+        limit = max(part.limit, start + promised - time.monotonic() if part.stretches else 0.0)
+        found = run_part(part, environment, min(limit, end - time.monotonic()))
         report["parts"][part.name] = found
         _write(target, report)
+        passed &= found["status"] in (("passed",) if not part.optional else _NOT_FAILED)
         if found["status"] != "passed":
             print(found["tail"])
         print(summary_line(part.name, found), flush=True)
     print("\nsummary")
     for name, found in report["parts"].items():
         print(summary_line(name, found))
-    return all(found["status"] == "passed" for found in report["parts"].values())
+    return passed
 
 
-def run_part(part: Part, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Status ("passed", "failed", "timed out" or "missing"), seconds, results and output's end."""
+def run_part(part: Part, environment: Mapping[str, str], limit: float) -> dict[str, Any]:
+    """Status ("passed", "failed", "timed out", "missing" or "skipped" where there is no time left
+    for it), seconds, results and output's end.
+    """
     start = time.monotonic()
+    if limit < min(LEAST, part.limit):
+        reason = "no time left"
+        return {"status": "skipped", "error": reason, "results": {}, "seconds": 0.0, "tail": ""}
     with tempfile.TemporaryDirectory() as folder:
         file, log = Path(folder) / "results", Path(folder) / "output"
         command = [word.replace("{file}", str(file)) for word in part.command]
-        status, code = _run(command, log, part.limit, environment)
+        status, code = _run(command, log, limit, {**environment, **part.environment})
         output = log.read_text(errors="replace")
         found: dict[str, Any] = {"status": status, "exit": code}
         try:
@@ -238,19 +267,6 @@ def _write(target: Path, report: Mapping[str, Any]) -> None:
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n")
     partial.replace(target)
-
-
-def _output(command: Sequence[str]) -> str | None:
-    """What a short command prints; None if it fails, is missing, or prints nothing."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.stdout.strip() else None
 
 
 if __name__ == "__main__":

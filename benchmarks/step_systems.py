@@ -22,6 +22,7 @@ from fastadv.packing import IGNORE_INDEX, PackedBatch
 from fastadv.padded_encoder import set_dropout
 from fastadv.precision import autocast_dtype
 from fastadv.reference import PaddedBatch, ReferenceFinetuner
+from fastadv.step_graphs import HostStep, StepGraphs, why_no_graphs
 
 # Loss and gradients of a phase, by parameter name.
 Phase = tuple[Tensor, dict[str, Tensor]]
@@ -96,8 +97,16 @@ class System(Protocol):
         """encoder.<Hugging Face's name>, task_head.* and discriminator.*."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """T's, D's and G's batches on the device, and, where steps are graphs, in host memory."""
+
+    packed: tuple[PackedBatch, ...]
+    host_step: HostStep | None
+
+
 class Library:
-    """AdversarialFinetuner."""
+    """AdversarialFinetuner; on a GPU its steps are CUDA graphs."""
 
     name: ClassVar[str] = "library"
     what: ClassVar[str] = "AdversarialFinetuner"
@@ -114,25 +123,42 @@ class Library:
         self._model = self._tuner.model.train()
         self._model.task_head.load_state_dict(setup.task_head.state_dict())
         self._model.discriminator.load_state_dict(setup.discriminator.state_dict())
+        trainer = self._tuner.trainer
+        gpu = setup.device.type == "cuda" and why_no_graphs(trainer) is None
+        self._graphs = StepGraphs(trainer, after=0) if gpu else None
 
-    def prepare(self, draws: StepDraws) -> tuple[PackedBatch, ...]:
-        return tuple(batch.to(self._tuner.device) for batch in draws.packed())
+    def prepare(self, draws: StepDraws) -> Prepared:
+        """The batches on the device, and, for graphs, the same as they read them.
 
-    def warm_up(self, batches: tuple[PackedBatch, ...]) -> None:
+        As in `fit`, where a thread does it; a size that is new is recorded now, as in B2, with
+        batches of its own that change nothing.
+        """
+        packed = draws.packed()
+        host_step = None
+        if self._graphs is not None:
+            trainer = self._tuner.trainer
+            host_step = self._graphs.host_step(trainer.step_count, *packed)
+            self._graphs.record(host_step)
+        return Prepared(tuple(b.to(self._tuner.device) for b in packed), host_step)
+
+    def warm_up(self, batches: Prepared) -> None:
         pass
 
-    def step(self, batches: tuple[PackedBatch, ...]) -> object:
+    def step(self, batches: Prepared) -> object:
         # As `fit` does it: losses stay on the device.
-        return self._tuner.trainer.step(*batches)
+        if self._graphs is not None and batches.host_step is not None:
+            return self._graphs.step(batches.host_step)
+        return self._tuner.trainer.step(*batches.packed)
 
-    def pieces(self, batches: tuple[PackedBatch, ...]) -> list[Piece]:
-        trainer = self._tuner.trainer
+    def pieces(self, batches: Prepared) -> list[Piece]:
+        trainer, packed = self._tuner.trainer, batches.packed
+        trainer.reserve()
         found: dict[str, Any] = {}
 
         def gradients(phase: str, batch: PackedBatch) -> None:
             if phase == "discriminator":
                 # One pass of the encoder for D and G: its time is counted as D's.
-                found["pooled"] = trainer.pooled_draws(batch, batches[2])
+                found["pooled"] = trainer.pooled_draws(batch, packed[2])
                 found[phase] = trainer.discriminator_gradients(batch, found["pooled"][0])[-1]
             elif phase == "generator":
                 found[phase] = trainer.generator_gradients(batch, found.pop("pooled")[1])[-1]
@@ -145,17 +171,17 @@ class Library:
             # The count picks the dropout masks of the next step.
             trainer.step_count += phase == "generator"
 
-        return _pieces(gradients, update, batches)
+        return _pieces(gradients, update, packed)
 
     def clear(self) -> None:
         pass
 
-    def gradients(self, batches: tuple[PackedBatch, ...]) -> dict[str, Phase]:
-        trainer = self._tuner.trainer
-        loss_task, task = trainer.task_gradients(batches[0])
-        pooled_d, pooled_g = trainer.pooled_draws(batches[1], batches[2])
-        loss_d, _, discriminator = trainer.discriminator_gradients(batches[1], pooled_d)
-        loss_g, generator = trainer.generator_gradients(batches[2], pooled_g)
+    def gradients(self, batches: Prepared) -> dict[str, Phase]:
+        trainer, (labeled, draw_d, draw_g) = self._tuner.trainer, batches.packed
+        loss_task, task = trainer.task_gradients(labeled)
+        pooled_d, pooled_g = trainer.pooled_draws(draw_d, draw_g)
+        loss_d, _, discriminator = trainer.discriminator_gradients(draw_d, pooled_d)
+        loss_g, generator = trainer.generator_gradients(draw_g, pooled_g)
         return {
             "task": (loss_task, self._named("task", task)),
             "discriminator": (loss_d, self._named("discriminator", discriminator)),

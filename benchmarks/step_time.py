@@ -4,12 +4,12 @@ All systems run in the same process over the same batches in turn. Before anythi
 is checked against the reference; no ratio is printed for one that fails, and the exit status is 1.
 
 --json FILE: for one shape the file is its result, an object; for two it is {"results": [one such
-object a shape]}. A result has shape, device, step_seconds {system: median}, ratio_b0 and ratio_b1
-(medians of the paired ratios baseline / library; null for a baseline left out), floor_fraction
-(the library's), peak_memory_bytes {system: bytes}, versions, and by system: runs, pairs, phases,
-operations (of one more step, under the profiler: {group: seconds and share}; step_operations.py),
-tflops, floor_fractions, compile; further tokens, floor, checks, lengths, settings, machine and
-environment. Where a check failed, nothing that is a time is in it.
+object a shape]}. A result has shape, device, step_seconds {system: median}, ratio_b0, ratio_b1 and
+ratio_b2 (medians of the paired ratios baseline / library; null for a baseline left out),
+floor_fraction (the library's), peak_memory_bytes {system: bytes}, versions, and by system: runs,
+pairs, phases, operations (of one more step, under the profiler: {group: seconds and share};
+step_operations.py), tflops, floor_fractions, compile; further tokens, floor, checks, lengths,
+settings, machine and environment. Where a check failed, nothing that is a time is in it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from step_batches import (
 )
 from step_check import Check, check, check_draws
 from step_compiled import Compiled, compiler_missing
+from step_flash import Flash
 from step_floor import floor
 from step_machine import (
     Memory,
@@ -49,8 +50,10 @@ from step_timing import interleaved
 
 from fastadv.backends import BACKENDS
 
-SYSTEMS: tuple[type[System], ...] = (Library, Padded, Compiled)
+SYSTEMS: tuple[type[System], ...] = (Library, Padded, Compiled, Flash)
 BASELINES = tuple(kind.name for kind in SYSTEMS[1:])
+# What makes B2 fast is for a GPU; on a CPU it is run for whoever asks for it by name.
+CPU_BASELINES = ("b0", "b1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +82,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face model's folder")
     parser.add_argument("--batch-size", type=_positive, help="default 16, on a GPU 32")
     parser.add_argument("--steps", type=_positive, help="timed steps; default 3, on a GPU 20")
-    parser.add_argument("--baselines", type=_baselines, default=BASELINES, help="default b0,b1")
+    parser.add_argument(
+        "--baselines", type=_baselines, help="of b0,b1,b2; default b0,b1, on a GPU all three"
+    )
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--backend", choices=BACKENDS, help="of the library's operations")
     parser.add_argument(
@@ -105,7 +110,7 @@ def _positive(text: str) -> int:
 def _baselines(text: str) -> tuple[str, ...]:
     names = text.split(",")
     if not set(names) <= set(BASELINES):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected b0, b1 or b0,b1")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected some of b0,b1,b2")
     return tuple(name for name in BASELINES if name in names)
 
 
@@ -115,6 +120,7 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     gpu = device.type == "cuda"
     options.batch_size = options.batch_size or (32 if gpu else 16)
     options.steps = options.steps or (20 if gpu else 3)
+    options.baselines = options.baselines or (BASELINES if gpu else CPU_BASELINES)
     if "b1" in options.baselines and (missing := compiler_missing(device)):
         raise ValueError(f"{missing}; --baselines b0 leaves B1 out")
     if options.json and not options.json.parent.is_dir():
@@ -181,6 +187,9 @@ def _run(
     least = floor(setup, draws[1:], *rates)
     measured = interleaved(kinds, setup, draws)
     _free(setup.device)
+    if Flash.name in measured and measured[Flash.name].peak_memory_bytes is not None:
+        # What its graphs hold was allocated while they were captured, not in a step.
+        measured[Flash.name].peak_memory_bytes += Flash.graph_bytes
     result |= time_rows(measured, least, rates, draws[1:], BASELINES)
     print_times(result)
     return result

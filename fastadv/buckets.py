@@ -84,8 +84,11 @@ class Bucket:
     def batch(self, buffer: Tensor) -> PackedBatch:
         """The batch in a buffer (size,) uint8 that `fill` wrote, on any device."""
         found = self.views(buffer)
-        segments = tuple(
-            found[f"{kind}_{part}"] for kind in ("word", "position") for part in ("order", "starts")
+        segments = (
+            found["word_order"],
+            found["word_starts"],
+            found["position_order"],
+            found["position_starts"],
         )
         rows = TableRows(found["rows"], found["places"], found["rows"], segments)
         return PackedBatch(
@@ -155,10 +158,10 @@ def fill(
     to = {name: view.numpy() for name, view in bucket.views(buffer).items()}
     ids = batch.input_ids.numpy()
     rows = batch.rows or TableRows.of(batch.input_ids)
-    _put(to["input_ids"], ids, ids[0])
+    _put(to["input_ids"], ids, int(ids[0]))
     _put(to["position_ids"], batch.position_ids.numpy(), 0)
     to["position_ids"][tokens:] = np.arange(gap) % bucket.max_seqlen
-    _put(to["places"], rows.places.numpy(), rows.places[0].item())
+    _put(to["places"], rows.places.numpy(), int(rows.places[0]))
     _put(to["rows"], rows.ids.numpy(), -1)
     starts = tokens + np.minimum(np.arange(1, fillers + 1) * bucket.max_seqlen, gap)
     _put(to["cu_seqlens"], np.concatenate([batch.cu_seqlens.numpy(), starts]), bucket.tokens)

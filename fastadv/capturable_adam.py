@@ -1,8 +1,9 @@
-"""`GradientAdam` for a GPU: one kernel over flat parameters, and no step that the host waits for."""
+"""`GradientAdam` for a GPU: one kernel over flat parameters, and no wait of the host."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class CapturableAdam(GradientAdam):
         clocks = len(first) + len(self._flats)
         self._counters = torch.zeros(clocks, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(clocks, 10, dtype=torch.float64, device=device)
-        self._flags = torch.zeros(2, dtype=torch.int64, device=device)
+        self._flags = torch.zeros(3, dtype=torch.int64, device=device)
         self._buffers = [(torch.zeros_like(f.weight), torch.zeros_like(f.weight)) for f in flats]
         self._embedding: CapturableEmbedding | None = None
         if table is not None:
@@ -108,6 +109,15 @@ class CapturableAdam(GradientAdam):
                 "the model's parameters have moved, expected them where they were when training "
                 "was set up: move the model first"
             )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, steps go through all motions and are not done."""
+        self._flags[2].fill_(1)
+        try:
+            yield
+        finally:
+            self._flags[2].fill_(0)
 
     def check(self) -> None:
         """Raises what `GradientAdam.step` would have; the host waits for the device.

@@ -132,11 +132,11 @@ class CapturableEmbedding:
                 part = slice(start, start + READ_AT_ONCE)
                 residual = None if self.residual is None else self.residual[part].clone()
                 for owner in self._owners:
-                    moments = [
+                    m, v, row_steps = (
                         x[part].clone() for x in (owner.exp_avg, owner.exp_avg_sq, owner.row_steps)
-                    ]
-                    count = torch.arange(len(moments[0]), device=own.device)
-                    self._make_up(owner, whole[part], residual, *moments, count)
+                    )
+                    count = torch.arange(len(m), device=own.device)
+                    self._make_up(owner, whole[part], residual, m, v, row_steps, count)
         self.table.data, self._reading = whole, True
         try:
             yield

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,10 @@ from fastadv.checkpoint import find_checkpoint, replace_folder
 from fastadv.discriminator_health import diagnose
 from fastadv.draws import Draws
 from fastadv.evaluate import SCORE, EvaluationSet, reading
+from fastadv.packing import PackedBatch
+from fastadv.prefetch import Prefetch
 from fastadv.progress import Bar, LossMeter, MetricsFile, notice
+from fastadv.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 from fastadv.stopping import Stopped, StopRequest, stop_request
 from fastadv.trackers import Tracker, open_tracker
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 BEST, LAST = "best", "last"
+
+Batches = tuple[PackedBatch, PackedBatch | None, PackedBatch | None]
+Prepared = tuple[Batches, HostStep | None, dict[str, int]]
 
 
 @dataclass
@@ -69,6 +77,13 @@ class Run:
         self.metrics = MetricsFile(None)
         self.history = History()
         self.saved_step: int | None = None
+        # Where the streams stand after the last step done; they may be ahead of it.
+        self.positions = draws.positions
+        self.graphs: StepGraphs | None = None
+        if (reason := why_no_graphs(self.trainer)) is None:
+            self.graphs = StepGraphs(self.trainer)
+        elif tuner.device.type == "cuda":
+            say_why(reason)
 
     def go(self, resume: bool) -> History:
         """The while loop of Algorithm 1.
@@ -99,22 +114,46 @@ class Run:
 
     def _loop(self, bar: Bar, stop: StopRequest) -> None:
         steps, device = self.config.steps, self.tuner.device
+        if self.trainer.step_count >= steps:
+            return
         if self.trainer.step_count == 0 and self.config.eval_at_start:
             self._evaluate(bar)
-        while self.trainer.step_count < steps:
-            labeled = self.draws.task_batch()
-            draw_d, draw_g = self.draws.language_batch(), self.draws.language_batch()
-            losses = self.trainer.step(
-                labeled.to(device),
-                draw_d and draw_d.to(device),
-                draw_g and draw_g.to(device),
-            )
-            self.meter.add(losses, labeled, draw_d, draw_g)
-            bar.advance()
-            self._after_step(bar)
-            if stop.signal is not None and self.trainer.step_count < steps:
-                self._checkpoint()
-                raise Stopped(stop.signal, self.trainer.step_count, self.output_dir)
+        with self._steps() as prepared:
+            for batches, host_step, self.positions in prepared:
+                if host_step is not None and self.graphs is not None:
+                    losses = self.graphs.step(host_step)
+                else:
+                    labeled, draw_d, draw_g = batches
+                    losses = self.trainer.step(
+                        labeled.to(device),
+                        draw_d and draw_d.to(device),
+                        draw_g and draw_g.to(device),
+                    )
+                self.meter.add(losses, *batches)
+                bar.advance()
+                self._after_step(bar)
+                if self.trainer.step_count == steps:
+                    return
+                if stop.signal is not None:
+                    self._checkpoint()
+                    raise Stopped(stop.signal, self.trainer.step_count, self.output_dir)
+
+    @contextmanager
+    def _steps(self) -> Iterator[Iterable[Prepared]]:
+        """The batches of every step to come, prepared ahead where steps are graphs."""
+        steps = count(self.trainer.step_count)
+        if self.graphs is None:
+            yield (self._prepare(step) for step in steps)
+            return
+        with Prefetch(lambda: self._prepare(next(steps))) as prepared:
+            yield prepared
+
+    def _prepare(self, step: int) -> Prepared:
+        """Batches of a step, the same as graphs read them, and where the streams then stand."""
+        draws = self.draws
+        batches = draws.task_batch(), draws.language_batch(), draws.language_batch()
+        host_step = None if self.graphs is None else self.graphs.host_step(step, *batches)
+        return batches, host_step, draws.positions
 
     def _after_step(self, bar: Bar) -> None:
         step, config = self.trainer.step_count, self.config
@@ -216,7 +255,7 @@ class Run:
                 f"{checkpoint}: the run was over other data ({', '.join(changed)}), "
                 "expected the same to resume"
             )
-        self.draws.positions = run["positions"]
+        self.draws.positions = self.positions = run["positions"]
         self.meter.sums.copy_(tensors["run.loss_sums"])
         self.history.best_step, self.history.best_score = run["best_step"], run["best_score"]
         self.saved_step = self.trainer.step_count
@@ -227,7 +266,7 @@ class Run:
             return
         self._check_finite()
         run = {
-            "positions": self.draws.positions,
+            "positions": self.positions,
             "data": self.draws.fingerprint(),
             "best_step": self.history.best_step,
             "best_score": self.history.best_score,

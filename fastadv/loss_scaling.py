@@ -31,9 +31,7 @@ class LossScaler:
 
     def __init__(self, enabled: bool, device: torch.device | str = "cpu") -> None:
         state = [FIRST_SCALE, 0.0, GROWTH_INTERVAL]
-        self.tensor = (
-            torch.tensor(state, dtype=torch.float64, device=device) if enabled else None
-        )
+        self.tensor = torch.tensor(state, dtype=torch.float64, device=device) if enabled else None
 
     @property
     def scale(self) -> float:

@@ -68,7 +68,7 @@ class LossMeter:
                 self.sums[1, place] += counts * weight
         for batch in (labeled, draw_d, draw_g):
             if batch is not None:
-                self._examples += batch.num_examples
+                self._examples += int(batch.num_examples)
                 self._tokens += batch.num_tokens
 
     def means(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastadv.buckets import Bucket, bucket_of, fill
+from fastadv.capturable_adam import CapturableAdam
 from fastadv.encoder import PackedBert
 from fastadv.packing import PackedBatch
 from fastadv.trainer import StepLosses, Trainer
@@ -27,6 +29,7 @@ CAPTURE_AFTER = 2
 LIMIT = 64
 
 Part = Callable[[], Tensor]
+BatchPart = Callable[[list[PackedBatch]], Tensor]
 
 
 class Graph(Protocol):
@@ -174,6 +177,32 @@ class StepGraphs:
         trainer.step_count += 1
         return losses
 
+    def record(self, prepared: HostStep) -> None:
+        """Makes the graphs that a step of this size needs, if they are not there. Nothing is
+        trained; only rows of the word table that wait for updates may get them earlier.
+        """
+        self.trainer.model.train()
+        self._check_addresses()
+        self._encoder.layouts.refresh()
+        parts = ((prepared.task, self._task_part), (prepared.languages, self._language_part))
+        with ExitStack() as stack:
+            for optimizer in self.trainer.optimizers.values():
+                if isinstance(optimizer, CapturableAdam):
+                    stack.enter_context(optimizer.paused())
+            for batches, part in parts:
+                if batches is not None and self._capture is not None:
+                    slot = self._slot(batches)
+                    if slot.graph is None:
+                        slot.buffer.copy_(batches.buffer, non_blocking=True)
+                        # Kernels are compiled and loaded before, since a capture allows neither.
+                        part(slot.batches)
+                        self._record(slot, part)
+
+    def _record(self, slot: _Slot, part: BatchPart) -> None:
+        assert self._capture is not None
+        slot.graph, slot.result = self._capture(lambda: part(slot.batches))
+        self.captured += 1
+
     def _task_part(self, batches: list[PackedBatch]) -> Tensor:
         return self.trainer.task_step(batches[0]).float().reshape(1)
 
@@ -182,19 +211,16 @@ class StepGraphs:
         names = ("discriminator", "generator", "discriminator_accuracy")
         return torch.stack([found[name].float() for name in names])
 
-    def _run(
-        self, prepared: HostBatches, part: Callable[[list[PackedBatch]], Tensor]
-    ) -> Tensor:
+    def _run(self, prepared: HostBatches, part: BatchPart) -> Tensor:
         slot = self._slot(prepared)
         slot.buffer.copy_(prepared.buffer, non_blocking=True)
         if slot.graph is None:
             slot.seen += 1
             if self._capture is None or slot.seen <= self._after:
                 return part(slot.batches)
-            slot.graph, slot.result = self._capture(lambda: part(slot.batches))
-            self.captured += 1
+            self._record(slot, part)
+        assert slot.graph is not None and slot.result is not None
         slot.graph.replay()
-        assert slot.result is not None
         # The next graph writes over it.
         return slot.result.clone()
 

@@ -94,7 +94,9 @@ class Trainer:
             if capturable:
                 self.optimizers[phase] = self._capturable_adam(lists, flats, phase, lr)
             else:
-                self.optimizers[phase] = self._adam([pair for named in lists for pair in named], phase, lr)
+                self.optimizers[phase] = self._adam(
+                    [pair for named in lists for pair in named], phase, lr
+                )
 
     def step(
         self,
@@ -218,7 +220,11 @@ class Trainer:
         """L_G and its gradient for {θ}; arguments as of `discriminator_gradients`."""
         head = self.model.discriminator
         loss, _ = generator_loss(
-            pooled, _sides(draw), head.weight, head.bias, draw.counted,
+            pooled,
+            _sides(draw),
+            head.weight,
+            head.bias,
+            draw.counted,
             backend=self.config.backend,
         )
         return loss.detach(), self._gradients(loss, "generator")
@@ -317,13 +323,13 @@ class Trainer:
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     @contextmanager
-    def _dropout_of(self, encoder_pass: str, batch: PackedBatch) -> Iterator[None]:
+    def _dropout_of(self, encoder_pass: str, batch: PackedBatch | None = None) -> Iterator[None]:
         """Dropout drawn from (seed, step, pass) alone; the caller's random state is untouched.
 
         The random state of a run is thereby its step count, and a baseline run drops the same
         units in its task phase as the adversarial run beside it.
         """
-        if batch.seed is not None:
+        if batch is not None and batch.seed is not None:
             # A batch that brought its own, drawn in the same way.
             yield
             return

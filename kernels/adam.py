@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device, rounded
+from .launch import in_fours, on_device, rounded
 
 BLOCK = 1024
 
@@ -61,7 +61,7 @@ def _adam_kernel(
     HAS_RESIDUAL: tl.constexpr, HAS_LOW: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     if tl.load(numbers + 9) != 0:
-        at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+        at = tl.program_id(0).to(tl.int64) * SIZE + in_fours(SIZE)
         inside = at < count
         g = tl.load(grad + at, mask=inside, other=0.0)
         now = adam_update(
@@ -82,9 +82,11 @@ def _begin_kernel(
     size = tl.load(norm).to(tl.float64)
     # As numbers: the interpreter does not combine single truth values with blocks of them.
     finite = (size < float("inf")).to(tl.int64)
-    go = finite
+    paused = tl.load(flags + 2)
+    go = finite * (1 - paused)
     if not SKIPS:
         go = go * (1 - tl.load(flags + 1))
+    bad = (1 - finite) * (1 - paused)
     scale = tl.load(scaler) if HAS_SCALER else 1.0
     t = tl.load(counters + clock, mask=inside, other=0) + go
     # exp(t log(beta)); before the first step there is nothing to correct.
@@ -118,11 +120,12 @@ def _begin_kernel(
     # What is read above is written to below, by threads that may be ahead of others.
     tl.debug_barrier()
     tl.store(counters + clock, t, mask=inside)
-    tl.store(flags, tl.load(flags) + (1 - finite))
-    tl.store(flags + 1, tl.load(flags + 1) | (1 - finite))
-    if HAS_SCALER:
-        tl.store(scaler, tl.where(finite != 0, grown, scale * 0.5))
-        tl.store(scaler + 1, tl.where(full, 0.0, good))
+    tl.store(flags, tl.load(flags) + bad)
+    tl.store(flags + 1, tl.load(flags + 1) | bad)
+    if HAS_SCALER:  # noqa: SIM102 - a constant of the compiler's, and a number of the device's
+        if paused == 0:
+            tl.store(scaler, tl.where(finite != 0, grown, scale * 0.5))
+            tl.store(scaler + 1, tl.where(full, 0.0, good))
 
 
 def step_numbers(

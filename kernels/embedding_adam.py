@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .adam import adam_update, move_weight, step_numbers
-from .launch import block_of, on_device, steps
+from .launch import block_of, in_fours, on_device, steps
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def _update_kernel(
     i = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + i)
     if (row >= 0) & (tl.load(numbers + 9) != 0):
-        columns = tl.arange(0, BLOCK)
+        columns = in_fours(BLOCK)
         inside = columns < WIDTH
         at = row * WIDTH + columns
         g = tl.load(grads + i * WIDTH + columns, mask=inside, other=0.0)
@@ -50,14 +50,14 @@ def _catch_up_kernel(
         start = tl.load(starts + place).to(tl.int64)
         step = tl.load(counter)
         if (start >= 0) & (start < step):
-            columns = tl.arange(0, BLOCK)
+            columns = in_fours(BLOCK)
             inside = columns < WIDTH
             at = row * WIDTH + columns
             m = tl.load(exp_avg + at, mask=inside, other=0.0)
             v = tl.load(exp_avg_sq + at, mask=inside, other=0.0)
             root = tl.sqrt(v)
             eps = tl.load(rates + 2).to(acc_type)
-            total = tl.zeros((BLOCK,), acc_type)
+            total = tl.zeros((BLOCK // 4, 4), acc_type)
             first = log + start - tl.load(base)
             for term in steps(0, tl.minimum(step - start, terms), 1):
                 top = tl.load(first + term) * tl.load(powers + term)
@@ -91,9 +91,7 @@ def embedding_adam(
 ) -> None:
     """One step on rows (U,) of a table (V, H) with gradients (U, H)."""
     numbers = step_numbers(weight, step, lr, beta1, beta2, eps, 0.0, grad_scale)
-    embedding_adam_apply(
-        weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, None, numbers
-    )
+    embedding_adam_apply(weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, None, numbers)
 
 
 def embedding_adam_apply(

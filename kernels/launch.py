@@ -91,6 +91,16 @@ def row_tile(COUNTERS: tl.constexpr):
 
 
 @triton.jit
+def in_fours(SIZE: tl.constexpr):
+    """The numbers below SIZE as (SIZE / 4, 4).
+
+    Four elements a thread for every type: as one row, 16-bit and 32-bit tensors would get layouts
+    of their own, and each conversion between them goes through shared memory.
+    """
+    return tl.arange(0, SIZE // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
+
+
+@triton.jit
 def row_mean(x, HIDDEN: tl.constexpr):
     """Mean (ROWS, 1, 1) of each row of a tile that is 0 outside."""
     return (tl.sum(tl.sum(x, 1), 1) * (1.0 / HIDDEN))[:, None, None]

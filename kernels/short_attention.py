@@ -9,6 +9,8 @@ and its gradient no second pass: scores, probabilities and dropout's mask are co
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -37,13 +39,19 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # 64 rows are what a warp group of Hopper, four warps, multiplies; smaller blocks go to each warp's
 # own tensor cores by 16 rows, and a sequence of 20 tokens has a quarter of the scores to compute.
 # float32 has no tensor cores: its products hold operands in registers, and 64 rows are too many.
-def one_block(dtype: torch.dtype, max_seqlen: int, block_d: int) -> dict[str, int] | None:
-    """Rows M of the block that holds a sequence, and its warps; None where that is too large."""
+def one_block(
+    dtype: torch.dtype, max_seqlen: int, block_d: int, mean: float = math.inf
+) -> dict[str, int] | None:
+    """Rows M of the block that holds a sequence, and its warps; None where that is too large, or
+    sequences of `mean` tokens leave most of it empty.
+    """
     narrow = dtype.itemsize == 2
     # Wider heads leave room for fewer rows: with 128 of each, shared memory would be 128 KiB.
     limit = min(128, 8192 // block_d) if narrow else min(32, 2048 // block_d)
     size = block_of(max_seqlen, 1 << 20)
-    if size > limit:
+    # Of a block of 128 rows, a sequence of 64 would use a quarter of the scores: blocks of 64 and
+    # two kernels are less arithmetic.
+    if size > limit or (size > 64 and mean < 64):
         return None
     return {"M": size, "num_warps": size // 16 if narrow else size // 8}
 

@@ -225,7 +225,8 @@ def varlen_attention(
     batch = cu_seqlens.shape[0] - 1
     seed = cu_seqlens if seed is None else seed
     constants["HAS_LSE"], lse = lse is not None, out if lse is None else lse
-    whole = one_block(qkv.dtype, max_seqlen, constants["BLOCK_D"])
+    mean = out.shape[0] / max(1, batch)
+    whole = one_block(qkv.dtype, max_seqlen, constants["BLOCK_D"], mean)
     tensors, tokens = (qkv, cu_seqlens, seed, out, lse), out.shape[0]
     with on_device(qkv):
         if whole is not None:
@@ -261,7 +262,7 @@ def varlen_attention_backward(
     constants = _constants(qkv, heads, p, seed)
     batch, tokens = cu_seqlens.shape[0] - 1, out.shape[0]
     seed = cu_seqlens if seed is None else seed
-    whole = one_block(qkv.dtype, max_seqlen, constants["BLOCK_D"])
+    whole = one_block(qkv.dtype, max_seqlen, constants["BLOCK_D"], tokens / max(1, batch))
     with on_device(qkv):
         if whole is not None:
             backward_kernel[(batch + 1, heads)](

@@ -163,6 +163,9 @@ def test_summarises_the_step(check: ModuleType, tmp_path: Path) -> None:
     part = {"status": "passed", "seconds": 3.0, "results": check.parse_step(path, "")}
     line = check.summary_line("step ner", part)
     assert line.endswith("0.5 s a step, 25.0% of the floor; b0 / library 1.40")
+    found |= {"ratio_b2": 1.1, "pairs": {"b0": [1.4], "b2": [1.1]}}
+    line = check.summary_line("step ner", part | {"results": found})
+    assert line.endswith("; b0 / library 1.40; b2 / library 1.10")
     path.write_text(json.dumps({"shape": "ner", "checks": {}}))
     with pytest.raises(ValueError, match="found no times"):
         check.parse_step(path, "")
@@ -207,6 +210,124 @@ def test_slug(check: ModuleType, name: str, file: str) -> None:
 
 def test_limits_leave_room_in_nine_minutes_and_files_exist(check: ModuleType) -> None:
     parts = check.parts()
-    assert sum(part.limit for part in parts) < 540
+    assert sum(part.limit for part in parts) < 540 and check.BUDGET < 540
     files = [word for part in parts for word in part.command if word.endswith(".py")]
     assert files and all((check.ROOT / word).is_file() for word in files)
+
+
+def test_parts_come_by_worth(check: ModuleType) -> None:
+    parts = {part.name: part for part in check.parts()}
+    names = list(parts)
+    assert names[:5] == ["install", "environment", "tests", "step ner", "step news"]
+    assert names[-4:] == ["memcheck", "racecheck", "step ner b1", "step news b1"]
+    assert names[5:-4] and all(name.startswith("bench_") for name in names[5:-4])
+    for shape in ("ner", "news"):
+        for name, baselines in ((f"step {shape}", "b0,b2"), (f"step {shape} b1", "b1")):
+            command = parts[name].command
+            assert command[command.index("--baselines") + 1] == baselines
+            assert command[command.index("--shape") + 1] == shape
+    assert [part.name for part in parts.values() if part.optional] == ["memcheck", "racecheck"]
+
+
+def test_finds_every_test_of_a_gpu(check: ModuleType, monkeypatch: Any, tmp_path: Path) -> None:
+    found = check.gpu_tests()
+    for name in ("test_step_flash", "test_equivalence", "ops/test_linear"):
+        assert f"tests/{name}.py" in found
+    (command,) = (part.command for part in check.parts() if part.name == "tests")
+    assert set(found) < set(command) and "--continue-on-collection-errors" in command
+    (tmp_path / "tests" / "ops").mkdir(parents=True)
+    (tmp_path / "tests" / "ops" / "test_op.py").write_text("from op_checks import DEVICES\n")
+    (tmp_path / "tests" / "test_new.py").write_text("def test_on_cuda(): pass\n")
+    (tmp_path / "tests" / "test_other.py").write_text("def test_anywhere(): pass\n")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    assert check.gpu_tests() == ["tests/ops/test_op.py", "tests/test_new.py"]
+
+
+def test_a_file_that_cannot_be_imported_stops_no_other(check: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "test_bad.py").write_text("import no_such_package\n")
+    (tmp_path / "test_good.py").write_text("def test_on_cuda(): pass\n")
+    command = [*check._pytest(), "--continue-on-collection-errors", "--junitxml={file}"]
+    part = check.Part("tests", [*command, str(tmp_path)], 60, check.parse_junit)
+    code, report = run(check, tmp_path / "results", part)
+    found = report["parts"]["tests"]["results"]
+    assert code == 1 and found["passed"] == 1 and len(found["failed"]) == 1
+
+
+def test_the_clock_cuts_limits_and_skips_the_rest(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(check, "BUDGET", 3.0)
+    monkeypatch.setattr(check, "LEAST", 0.5)
+    code, report = run(
+        check,
+        tmp_path,
+        check.Part("first", python("pass"), 30),
+        check.Part("cut", python("import time; time.sleep(60)"), 30),
+        check.Part("late", python("pass"), 30),
+    )
+    parts = report["parts"]
+    assert code == 1 and parts["first"]["status"] == "passed"
+    assert parts["cut"]["status"] == "timed out" and parts["cut"]["seconds"] < 4
+    assert parts["late"]["status"] == "skipped"
+    line = capsys.readouterr().out.partition("summary\n")[2].splitlines()[2]
+    assert line.split() == ["late", "skipped", "0.0", "s", "no", "time", "left"]
+
+
+def test_a_part_that_stretches_has_what_others_left(check: ModuleType, tmp_path: Path) -> None:
+    sleep = python("import time; time.sleep(1)")
+    code, report = run(
+        check,
+        tmp_path,
+        check.Part("quick", python("pass"), 30),
+        check.Part("own limit", sleep, 0.3),
+        check.Part("stretches", sleep, 0.3, stretches=True),
+    )
+    found = [part["status"] for part in report["parts"].values()]
+    assert code == 1 and found == ["passed", "timed out", "passed"]
+
+
+def test_a_sanitizer_counts_only_where_it_ran_and_found_something(
+    check: ModuleType, tmp_path: Path
+) -> None:
+    clean = "2 passed\n========= ERROR SUMMARY: 0 errors"
+    race = "2 passed\n========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)"
+    options = {"parse": check.parse_sanitizer, "optional": True}
+    sleep = python("import time; time.sleep(60)")
+
+    def outcome(command: list[str], limit: float = 30) -> tuple[int, str, str]:
+        part = check.Part("memcheck", command, limit, **options)
+        code, report = run(check, tmp_path, part)
+        found = report["parts"]["memcheck"]
+        return code, found["status"], check.summary_line("memcheck", found)
+
+    code, status, line = outcome(python(f"print({clean!r})"))
+    assert (code, status) == (0, "passed") and line.endswith("0 errors")
+    assert outcome(["no-such-sanitizer"])[:2] == (0, "missing")
+    assert outcome(sleep, 0.3)[:2] == (0, "timed out")
+    code, status, line = outcome(python(f"print({race!r})"))
+    assert (code, status) == (1, "failed") and "found 3 errors" in line
+    assert outcome(python(f"print({race!r}); raise SystemExit(9)"))[:2] == (1, "failed")
+    code, status, line = outcome(python("print('0 errors, all skipped')"))
+    assert (code, status) == (1, "failed") and "found no test that passed" in line
+
+
+def test_variables_of_a_part_reach_it(check: ModuleType, tmp_path: Path) -> None:
+    code = "import os; print(os.environ['SOME_SETTING'])"
+    own = {"environment": {"SOME_SETTING": "7"}}
+    _, report = run(check, tmp_path, check.Part("a", python(code), 30, check.parse_text, **own))
+    assert report["parts"]["a"]["results"] == {"lines": ["7"]}
+
+
+def test_says_that_pytest_benchmark_is_missing(check: ModuleType, tmp_path: Path) -> None:
+    command = [*check._pytest(), "-p", "no:benchmark", "--benchmark-only", str(tmp_path)]
+    part = check.Part("bench_x", command, 60, check.parse_benchmarks)
+    code, report = run(check, tmp_path / "results", part)
+    found = report["parts"]["bench_x"]
+    assert code == 1 and found["error"].startswith("found no pytest-benchmark")
+    assert "found no pytest-benchmark" in check.summary_line("bench_x", found)
+
+
+def test_names_do_not_run_into_their_status(check: ModuleType) -> None:
+    for part in check.parts():
+        line = check.summary_line(part.name, {"status": "passed", "seconds": 1.0, "results": {}})
+        assert line.startswith(f"{part.name} ")

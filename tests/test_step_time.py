@@ -65,7 +65,7 @@ def check_result(found: dict[str, Any], shape: str, systems: tuple[str, ...]) ->
     assert found["floor_fraction"] == found["floor_fractions"]["library"]
     assert found["floor"]["matrix_seconds"] + found["floor"]["copy_seconds"] == floor
     assert 0 < found["tokens"]["useful"] < found["tokens"]["padded"]
-    for name in ("b0", "b1"):
+    for name in ("b0", "b1", "b2"):
         if name not in systems:
             assert found[f"ratio_{name}"] is None and name not in found["pairs"]
             continue
@@ -104,6 +104,17 @@ def test_reports_what_it_measured(
     for words in ("generator update", "by operation", "linear_bce_grad_params", "optimiser"):
         assert words in printed
     assert "MALLOC_TRIM_THRESHOLD_ 1000000000" in printed
+
+
+def test_packed_baseline_runs_on_a_cpu_when_named(
+    step_time: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "report.json"
+    assert step_time.main([*QUICK, "--baselines", "b0,b2", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    check_result(found, "ner", ("library", "b0", "b2"))
+    assert found["ratio_b2"] > 0 and not found["compile"]
+    assert "ratio b2 / library" in capsys.readouterr().out
 
 
 def test_both_shapes_as_a_script(tmp_path: Path) -> None:
@@ -184,9 +195,15 @@ def test_options_reach_the_run(
     small = ("--model-size", "tiny", "--device", "cpu")
     assert step_time.main([*small, "--backend", "torch", "--baselines", "b1,b0"]) == 0
     assert seen == [(name, "torch", "cpu", ("b0", "b1")) for name in ("ner", "news")]
+    seen.clear()
+    # B2 is for a GPU; elsewhere it is run where it is named.
+    for named, expected in (((), ("b0", "b1")), (("--baselines", "b2,b0"), ("b0", "b2"))):
+        assert step_time.main([*small, *named, "--shape", "ner"]) == 0
+        assert seen.pop()[-1] == expected
     for wrong in (
         ("--backend", "gpu"),
-        ("--baselines", "b2"),
+        ("--baselines", "b3"),
+        ("--baselines", "b0,,b2"),
         ("--model-size", "huge"),
         ("--model-size", "tiny", "--model", "."),
         ("--steps", "0"),

@@ -8,7 +8,8 @@ replays with the counts of the moment and not with those of its capture. The lay
 - counters (C,) int64: steps done by each clock of an optimiser. Parameters that always step
   together share a clock; with a deferred table, clock 0 is the table's.
 - numbers (C, 10) float64: what a step needs, as of `adam_begin_ref`.
-- flags (2,) int64: steps left out since their gradient was not finite, and whether there was one.
+- flags (3,) int64: steps left out since their gradient was not finite, whether there was one, and
+  whether steps are paused: then none is done, and nothing counted.
 - scaler (3,) float64: the loss scale, finite steps since it last changed, and after how many of
   them it doubles.
 - log (2, L) float64: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) of the table's steps t = base + 1
@@ -81,7 +82,8 @@ def adam_begin_ref(
     size = norm.double().reshape(())
     beta1, beta2, eps, lr, decay, clip, log1, log2 = rates.unbind()
     finite = size < math.inf
-    go = finite if skips else finite & (flags[1] == 0)
+    running = flags[2] == 0
+    go = finite & running if skips else finite & running & (flags[1] == 0)
     scale = torch.ones_like(size) if scaler is None else scaler[0].clone()
     counters += go
     t = counters.clamp(min=1).double()
@@ -95,13 +97,15 @@ def adam_begin_ref(
         room = go & (entry >= 0) & (entry < log.shape[1])
         at = entry.clamp(0, log.shape[1] - 1)
         log[:, at] = torch.where(room, torch.stack([rate[:1], root[:1]]), log[:, at])
-    flags[0] += ~finite
-    flags[1] |= (~finite).to(flags.dtype)
+    bad = ~finite & running
+    flags[0] += bad
+    flags[1] |= bad.to(flags.dtype)
     if scaler is not None:
         good = torch.where(finite, scaler[1] + 1, 0)
         full = good >= scaler[2]
-        scaler[0] = torch.where(finite, torch.where(full, scale * 2, scale), scale * 0.5)
-        scaler[1] = torch.where(full, 0, good)
+        then = torch.where(finite, torch.where(full, scale * 2, scale), scale * 0.5)
+        scaler[0] = torch.where(running, then, scale)
+        scaler[1] = torch.where(running, torch.where(full, 0, good), scaler[1])
 
 
 def adam_begin(
@@ -139,9 +143,7 @@ def adam_begin(
         with torch.no_grad():
             adam_begin_ref(norm, rates, counters, flags, scaler, numbers, log, base, skips)
         return
-    _kernels("adam").adam_begin(
-        norm, rates, counters, flags, scaler, numbers, log, base, skips
-    )
+    _kernels("adam").adam_begin(norm, rates, counters, flags, scaler, numbers, log, base, skips)
 
 
 def adam_apply_ref(
@@ -316,7 +318,7 @@ def embedding_adam_make_up(
 
 
 def _resolve(like: Tensor, backend: str | None) -> str:
-    """"triton" or "torch": the extension has none of these, CPUs have no use for them."""
+    """ "triton" or "torch": the extension has none of these, CPUs have no use for them."""
     chosen = backends.resolve("adam", like.device, backend)
     if chosen == "native" and backend != "native":
         return "torch"

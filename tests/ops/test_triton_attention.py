@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_checks import DTYPES
 from torch import Tensor
 from triton_checks import (
     SEED,
@@ -48,7 +49,8 @@ def attention(
 
 
 # Lengths, heads, head_dim, tokens after the last sequence, leading sequences, dropout.
-ATTENTION = {
+Case = tuple[tuple[int, ...], int, int, int, int, float]
+ATTENTION: dict[str, Case] = {
     "odd": ((1, 5, 0, 33, 17, 70), 2, 64, 3, 1, 0.3),
     "odd head": ((9, 40), 2, 20, 1, 0, 0.0),
     "short": ((3, 1, 1, 20), 3, 16, 0, 2, 0.3),
@@ -58,12 +60,10 @@ ATTENTION = {
 }
 
 
-@pytest.mark.usefixtures("poisoned_memory", "one_thread")
-@on_devices
-@pytest.mark.parametrize(("case", "dtype"), in_some_dtypes(list(ATTENTION)), ids=str)
-def test_varlen_attention(case: str, dtype: torch.dtype, device: str) -> None:
+def check_attention(case: Case, dtype: torch.dtype, device: str) -> None:
+    """Outputs, log-sum-exps and gradients, twice the same bits."""
     op = kernels("varlen_attention", device)
-    lengths, heads, dim, tail, leading, p = ATTENTION[case]
+    lengths, heads, dim, tail, leading, p = case
     tokens, width, longest = sum(lengths) + tail, heads * dim, max(lengths)
     acc, low = acc_of(dtype), {"dtype": dtype, "device": device}
     qkv = normal(tokens, 3 * width, **low)
@@ -87,10 +87,12 @@ def test_varlen_attention(case: str, dtype: torch.dtype, device: str) -> None:
 
     skip = sum(lengths[:leading])
     mine = [t[skip:].contiguous() for t in (normal(tokens, width, **low), qkv, out, lse)]
-    grad_qkv = empty(tokens - skip, 3 * width, **low)
-    op.varlen_attention_backward(
-        *mine, offsets[leading:] - skip, longest, heads, p, seed, SITE, skip, grad_qkv
-    )
+    grad_qkv, again = (empty(tokens - skip, 3 * width, **low) for _ in range(2))
+    for written in (grad_qkv, again):
+        op.varlen_attention_backward(
+            *mine, offsets[leading:] - skip, longest, heads, p, seed, SITE, skip, written
+        )
+    assert torch.equal(again, grad_qkv)
 
     def gradient(to: torch.dtype) -> Tensor:
         leaf = mine[1].to(to, copy=True).requires_grad_()
@@ -102,6 +104,51 @@ def test_varlen_attention(case: str, dtype: torch.dtype, device: str) -> None:
     # Terms of both signs, so an element's error is that of the largest ones.
     assert_close(grad_qkv, gradient(dtype), exact, exact.abs().max().expand_as(exact))
     assert not grad_qkv[tokens - skip - tail :].any()
+
+
+@pytest.mark.usefixtures("poisoned_memory", "one_thread")
+@on_devices
+@pytest.mark.parametrize(("case", "dtype"), in_some_dtypes(list(ATTENTION)), ids=str)
+def test_varlen_attention(case: str, dtype: torch.dtype, device: str) -> None:
+    check_attention(ATTENTION[case], dtype, device)
+
+
+@pytest.mark.usefixtures("poisoned_memory", "one_thread")
+@on_devices
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("longest", "dtype"),
+    [(n, dtype) for n in (16, 20, 64, 100) for dtype in DTYPES if n <= 32 or dtype.itemsize == 2],
+    ids=str,
+)
+def test_sequences_of_one_block(longest: int, p: float, dtype: torch.dtype, device: str) -> None:
+    """Of each size of block: filled, of one token, of none, and more rows after them than one."""
+    check_attention(((3, 1, 0, longest, 9), 2, 64, longest + 8, 1, p), dtype, device)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "longest", "dim", "rows"),
+    [
+        (torch.bfloat16, 0, 64, 16),
+        (torch.float16, 17, 64, 32),
+        (torch.bfloat16, 64, 128, 64),
+        (torch.bfloat16, 128, 16, 128),
+        (torch.bfloat16, 65, 128, None),
+        (torch.bfloat16, 129, 64, None),
+        (torch.float32, 32, 64, 32),
+        (torch.float32, 33, 16, None),
+        (torch.float64, 20, 64, 32),
+        (torch.bfloat16, 1, 1024, None),
+    ],
+)
+def test_which_sequences_have_one_block(
+    dtype: torch.dtype, longest: int, dim: int, rows: int | None
+) -> None:
+    pytest.importorskip("triton")
+    from fastadv.kernels.short_attention import one_block
+
+    found = one_block(dtype, longest, dim)
+    assert (found and found["M"]) == rows
 
 
 @on_devices
@@ -155,13 +202,15 @@ def test_attention_drops_what_the_reference_drops(
 
 
 @on_devices
-def test_no_sequences(device: str) -> None:
+@pytest.mark.parametrize("longest", [0, 300])
+def test_no_sequences(longest: int, device: str) -> None:
     """Rows that belong to none get zeros."""
+    op = kernels("varlen_attention", device)
     kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
-    out, lse = empty(4, 8, **kind), empty(4, 1, **kind)
+    out, lse, grad_qkv = empty(4, 8, **kind), empty(4, 1, **kind), empty(4, 24, **kind)
     offsets = torch.zeros(1, dtype=torch.int32, device=device)
-    kernels("varlen_attention", device).varlen_attention(
-        torch.ones(4, 24, **kind), offsets, 0, 1, 0.0, None, 0, out, lse
-    )
-    assert not out.any()
-    assert not lse.any()
+    qkv = torch.ones(4, 24, **kind)
+    op.varlen_attention(qkv, offsets, longest, 1, 0.0, None, 0, out, lse)
+    op.varlen_attention_backward(out, qkv, out, lse, offsets, longest, 1, 0.0, None, 0, 0, grad_qkv)
+    for written in (out, lse, grad_qkv):
+        assert not written.any()
