@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from bench_common import DEVICES, need, synchronised
+from bench_common import DEVICES, median_seconds, need, synchronised
 from torch import Tensor
 
-from fastadv.ops.adam import adam
+from fastadv.ops.adam import adam, gradient_norm
+from fastadv.ops.capturable import adam_apply, adam_begin, rates_of
 
 LAYERS = 2
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
 # With layouts: what a CPU with bfloat16 products needs after a step, in one pass and in two.
-WAYS = ("torch", "native", "triton", "fused", "native, layouts", "fused, layouts")
+# Flat: what a GPU does in a step, one tensor and its bfloat16 copy, decided on the device.
+WAYS = ("torch", "native", "triton", "fused", "native, layouts", "fused, layouts", "flat")
 LR, BETA1, BETA2, EPS = 2e-5, 0.9, 0.999, 1e-8
 
 
@@ -75,6 +77,26 @@ def fused(state: State, layouts: bool) -> Callable[[], None]:
     return step
 
 
+def flat(state: State, device: str) -> Callable[[], None]:
+    """The tensors of `state` become parts of one each."""
+    lists = [state.weights, state.residuals, state.grads, state.exp_avgs, state.exp_avg_sqs]
+    whole = [torch.cat([x.flatten() for x in tensors]) for tensors in lists]
+    sizes = [x.numel() for x in state.weights]
+    for tensors, one in zip(lists, whole, strict=True):
+        tensors[:] = [part.view(x.shape) for part, x in zip(one.split(sizes), tensors, strict=True)]
+    rates = rates_of(LR, BETA1, BETA2, EPS).to(device)
+    counters = torch.tensor([state.step], device=device)
+    flags, numbers = counters.new_zeros(3), rates.new_zeros(1, 10)
+    low = whole[0].bfloat16()
+
+    def step() -> None:
+        norm = gradient_norm([whole[2]], backend="triton")
+        adam_begin(norm, rates, counters, flags, None, numbers, skips=False, backend="triton")
+        adam_apply(*whole, low, numbers[0], backend="triton")
+
+    return step
+
+
 def step_of(way: str, state: State, device: str) -> Callable[[], None]:
     packed: list[tuple[Tensor, Tensor]] = []
     if way.endswith("layouts"):
@@ -82,6 +104,9 @@ def step_of(way: str, state: State, device: str) -> Callable[[], None]:
         packed = [torch.ops.fastadv.linear_pack(x, torch.bfloat16) for x in state.weights]
         if packed[0][0].dim() == 2:
             pytest.skip("no bfloat16 products on this processor")
+    if way == "flat":
+        need("adam", "triton", device)
+        return flat(state, device)
     backend = way.split(",")[0]
     if backend == "fused":
         return fused(state, bool(packed))
@@ -113,6 +138,8 @@ def test_bench(benchmark: Any, way: str, device: str) -> None:
     check(way, device)
     benchmark.pedantic(synchronised(step, device), rounds=20, warmup_rounds=3)
     # Reads weight, gradient and both moments, writes all but the gradient; two bytes of a residual
-    # both ways, and four of two layouts.
-    moved = 28 + 4 * ("fused" not in way) + 4 * ("layouts" in way)
-    benchmark.extra_info["GB/s"] = round(moved * count / benchmark.stats.stats.median / 1e9, 2)
+    # both ways, and four of two layouts; flat, the gradient once more for its norm, and a copy.
+    moved = 28 + 4 * ("fused" not in way) + 4 * ("layouts" in way) + 6 * (way == "flat")
+    benchmark.extra_info["GB/s"] = round(
+        moved * count / median_seconds(benchmark, step, device) / 1e9, 2
+    )

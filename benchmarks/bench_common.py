@@ -11,6 +11,9 @@ import torch
 
 from fastadv import backends
 
+# Work in one graph, and bytes written between two pieces of it: more than any GPU's cache holds.
+CALLS, FLUSHED_BYTES = 20, 256 << 20
+
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
@@ -40,3 +43,49 @@ def synchronised(step: Callable[[], None], device: str) -> Callable[[], None]:
             torch.cuda.synchronize()
 
     return timed
+
+
+def median_seconds(benchmark: Any, step: Callable[[], object], device: str) -> float:
+    """Seconds of a step that was just benchmarked.
+
+    On a CPU the benchmark's median. On a GPU that is mostly launches: there it is the time of a
+    graph of many steps, each after the caches were flushed, less that of a graph of the flushes
+    alone, noted as "device_seconds"; where a step cannot be captured, the benchmark's too.
+    """
+    if device == "cuda":
+        try:
+            seconds = _device_seconds(step)
+        except RuntimeError as error:
+            benchmark.extra_info["not captured"] = str(error).splitlines()[0]
+        else:
+            benchmark.extra_info["device_seconds"] = seconds
+            return seconds
+    median: float = benchmark.stats.stats.median
+    return median
+
+
+def _device_seconds(step: Callable[[], object], rounds: int = 7) -> float:
+    room = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
+
+    def graph_of(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(CALLS):
+                room.zero_()
+                work()
+        return graph
+
+    def seconds(graph: torch.cuda.CUDAGraph) -> float:
+        found = []
+        for _ in range(rounds):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end) / 1e3)
+        return sorted(found)[rounds // 2]
+
+    step()
+    torch.cuda.synchronize()
+    return (seconds(graph_of(step)) - seconds(graph_of(lambda: None))) / CALLS
