@@ -30,7 +30,7 @@ from torch.nn.parameter import Parameter
 
 from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.ops.adam import adam
-from fastadv.optim import Residuals
+from fastadv.residuals import Residuals
 
 RATES = (2e-6, 2e-8)
 BETAS, EPS = (0.9, 0.999), 1e-8

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastadv.packing import IGNORE_INDEX, PackedBatch, TableRows
 
-# Tokens go up in sixteenths of a power of two, so that at most an eighth is filled up, and 3% on
-# average; attention's blocks of keys and queries are of 64.
+# Tokens go up by 64, and from 1,024 on by sixteenths of a power of two: at most a sixteenth is
+# filled up, and 2% on average. Attention's blocks of keys and queries are of 64.
 STEP_TOKENS, STEP_SEQUENCES, STEP_LENGTH = 64, 8, 64
 _ALIGNMENT = 16
 

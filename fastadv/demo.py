@@ -52,7 +52,7 @@ def run(
         task: "classification" (four topics, five languages) or "ner" (three languages).
         steps: Iterations of Algorithm 1; by default 100, for NER 150.
         batch_size: Examples in a batch.
-        precision: "auto", "bf16" or "fp32".
+        precision: "auto", "bf16", "fp16" or "fp32".
         seed: Seed of both runs.
         output: Folder for both runs and curves.png.
         overwrite: Remove an earlier demo's runs in that folder first.

@@ -66,7 +66,7 @@ class Embedder:
                 than the encoder has positions for.
             batch_size: Texts in a batch of the longest; of shorter ones as many as take no more
                 word pieces.
-            precision: "auto", "bf16" or "fp32", as in `FinetuneConfig`.
+            precision: "auto", "bf16", "fp16" or "fp32", as in `FinetuneConfig`.
             device: By default the GPU if there is one.
             encoder: "auto", "packed" or "padded", as in `FinetuneConfig`.
 

@@ -61,9 +61,10 @@ class FlatParameters:
         """Whether the parameters are still views of `weight`: a model that moves to another device
         takes them away, and a copy of one has parameters of its own.
         """
+        first, size = self.weight.data_ptr(), self.weight.element_size()
         return all(
-            p.data_ptr() == view.data_ptr()
-            for p, view in zip(self.parameters, self.views(self.weight), strict=True)
+            p.data_ptr() == first + start * size
+            for p, start in zip(self.parameters, [0, *self._ends[:-1]], strict=True)
         )
 
 

@@ -6,31 +6,22 @@ ever stored on a parameter's `.grad`, which is what keeps the phases apart.
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
 
-from fastadv import backends
 from fastadv.capturable_adam import CapturableAdam
-from fastadv.capturable_embedding import CapturableEmbedding
 from fastadv.config import ResolvedConfig
-from fastadv.deferred_embedding import DeferredEmbedding
-from fastadv.encoder import Encoder, PackedBert
-from fastadv.flat_parameters import FlatParameters
+from fastadv.encoder import PackedBert
 from fastadv.heads import AdversarialModel
 from fastadv.ops import discriminator_loss, generator_loss
-from fastadv.optim import GradientAdam, Residuals
 from fastadv.packing import PackedBatch
+from fastadv.phase_optimizers import build_optimizers, why_not_capturable
 
-Named = tuple[str, Parameter]
 Gradients = tuple[Tensor | None, ...]
 # The encoder's passes: T's, and the one that D and G share. Each has a dropout key of its own.
 PASSES = ("task", "languages")
@@ -72,31 +63,11 @@ class Trainer:
         self.model = model
         self.config = config
         self.step_count = 0
-        self.residuals = Residuals()
         if capturable is None:
             capturable = why_not_capturable(model, config) is None
         self.capturable = capturable
-        self.deferred = self._defer()
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        theta = [(n, p) for n, p in named if n.startswith("encoder.")]
-        task_head = [(n, p) for n, p in named if n.startswith("task_head.")]
-        head = [(n, p) for n, p in named if n.startswith("discriminator.")]
-        # θ_T = {θ, W_T, b_T}, θ_D = {w_D, b_D}, θ_G = {θ} (paper, section 3.1). T and G each keep
-        # moments of their own over the same θ.
-        parts = {
-            "task": ([theta, task_head], config.lr_task),
-            "discriminator": ([head], config.lr_discriminator),
-            "generator": ([theta], config.lr_generator),
-        }
-        self.optimizers: dict[str, GradientAdam] = {}
-        flats = self._flatten([theta, task_head, head]) if capturable else {}
-        for phase, (lists, lr) in parts.items():
-            if capturable:
-                self.optimizers[phase] = self._capturable_adam(lists, flats, phase, lr)
-            else:
-                self.optimizers[phase] = self._adam(
-                    [pair for named in lists for pair in named], phase, lr
-                )
+        built = build_optimizers(model, config, capturable)
+        self.optimizers, self.residuals, self.deferred = built
 
     def step(
         self,
@@ -243,80 +214,6 @@ class Trainer:
         scaled = optimizer.scaler.scaled(loss)
         return torch.autograd.grad(scaled, optimizer.parameters, allow_unused=True)
 
-    def _defer(self) -> DeferredEmbedding | CapturableEmbedding | None:
-        reason = why_dense(self.model.encoder, self.config)
-        encoder = self.model.encoder
-        if reason is not None or not isinstance(encoder, PackedBert):
-            _say_dense(reason or "")
-            return None
-        encoder.embeddings.word.sparse = True
-        table: Any = encoder.embeddings.word.weight
-        kind = CapturableEmbedding if self.capturable else DeferredEmbedding
-        encoder.deferred = kind(table, self.residuals.of(table), self.config.backend)
-        return encoder.deferred
-
-    def _flatten(self, lists: Sequence[list[Named]]) -> dict[str, FlatParameters]:
-        """Flat parameters by the name of the first, for lists whose first is theta."""
-        encoder = self.model.encoder
-        assert isinstance(encoder, PackedBert)
-        low = encoder.dtype if encoder.dtype in (torch.bfloat16, torch.float16) else None
-        table = None if self.deferred is None else self.deferred.table
-        found: dict[str, FlatParameters] = {}
-        for number, named in enumerate(lists):
-            named = [(n, p) for n, p in named if p is not table]
-            if named:
-                flat = FlatParameters(named, low if number == 0 else None)
-                self.residuals.put(flat)
-                found[named[0][0].split(".")[0]] = flat
-        if "encoder" in found:
-            encoder.flattened(found["encoder"])
-        return found
-
-    def _capturable_adam(
-        self, lists: Sequence[list[Named]], flats: Mapping[str, FlatParameters], phase: str,
-        lr: float,
-    ) -> CapturableAdam:  # fmt: skip
-        config, deferred = self.config, self.deferred
-        names = dict.fromkeys(n.split(".")[0] for named in lists for n, _ in named)
-        table = None
-        if isinstance(deferred, CapturableEmbedding) and "encoder" in names:
-            (table,) = [(n, p) for n, p in lists[0] if p is deferred.table]
-        return CapturableAdam(
-            [flats[name] for name in names if name in flats],
-            table,
-            lr=lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            nonfinite=config.nonfinite_gradients,
-            layouts=getattr(self.model.encoder, "layouts", None),
-            deferred=deferred if isinstance(deferred, CapturableEmbedding) else None,
-            loss_scaling=self._scales(phase),
-            backend=config.backend,
-        )
-
-    def _scales(self, phase: str) -> bool:
-        """Whether a phase's loss is scaled: D's gradient never is of 16 bits."""
-        return self.config.precision == "fp16" and phase != "discriminator"
-
-    def _adam(self, named: list[Named], phase: str, lr: float) -> GradientAdam:
-        config, encoder = self.config, self.model.encoder
-        return GradientAdam(
-            named,
-            lr=lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            nonfinite=config.nonfinite_gradients,
-            residuals=self.residuals,
-            layouts=encoder.layouts if isinstance(encoder, PackedBert) else None,
-            deferred=self.deferred if isinstance(self.deferred, DeferredEmbedding) else None,
-            loss_scaling=self._scales(phase),
-            backend=config.backend,
-        )
-
     def seed_of(self, encoder_pass: str, step: int) -> int:
         """What a pass of a step draws dropout from, in [0, 2^63): (seed, step, pass) alone."""
         key = (self.config.seed, step, PASSES.index(encoder_pass))
@@ -340,44 +237,6 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield
-
-
-def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str | None:
-    """Why updates are decided on the host; None where they can be on the device."""
-    encoder = model.encoder
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        return "there is no GPU"
-    if not isinstance(encoder, PackedBert):
-        return "the encoder runs padded"
-    for operation in (*encoder.operations, "adam", "embedding_adam"):
-        if operation not in backends.PRODUCTS:
-            chosen = backends.resolve(operation, device, config.backend)
-            if chosen != "triton":
-                return f"{operation} runs on backend {chosen}"
-    return None
-
-
-def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
-    """Why the word table's untouched rows cannot wait for their updates; None if they can."""
-    if not isinstance(encoder, PackedBert):
-        return "the encoder runs padded"
-    if not encoder.embeddings.word.weight.requires_grad:
-        return "it is frozen"
-    if config.weight_decay:
-        return "weight decay moves every row by what it is"
-    if config.beta1**2 >= config.beta2:
-        return f"beta1 {config.beta1} and beta2 {config.beta2} let momentum outlive its scale"
-    return None
-
-
-@functools.cache
-def _say_dense(reason: str) -> None:
-    """Says it once a process, as with the encoder."""
-    if reason != "it is frozen":
-        logging.getLogger("fastadv").warning(
-            "the word table is updated row by row in every step, which is slower: %s", reason
-        )
 
 
 def _sides(batch: PackedBatch) -> Tensor:

@@ -117,11 +117,12 @@ def _begin_kernel(
         good = (tl.load(scaler + 1) + 1.0) * finite
         full = good >= tl.load(scaler + 2)
         grown = tl.where(full, scale * 2.0, scale)
+    skipped, halted = tl.load(flags), tl.load(flags + 1)
     # What is read above is written to below, by threads that may be ahead of others.
     tl.debug_barrier()
     tl.store(counters + clock, t, mask=inside)
-    tl.store(flags, tl.load(flags) + bad)
-    tl.store(flags + 1, tl.load(flags + 1) | bad)
+    tl.store(flags, skipped + bad)
+    tl.store(flags + 1, halted | bad)
     if HAS_SCALER:  # noqa: SIM102 - a constant of the compiler's, and a number of the device's
         if paused == 0:
             tl.store(scaler, tl.where(finite != 0, grown, scale * 0.5))

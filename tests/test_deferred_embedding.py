@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from fastadv.deferred_embedding import DeferredEmbedding
-from fastadv.optim import GradientAdam, Residuals
+from fastadv.optim import GradientAdam
+from fastadv.residuals import Residuals
 
 WIDTH = 5
 

@@ -13,7 +13,8 @@ OPS = {"ops", "backends", "kernels", "_C"}
 TOP = {"finetuner", "fit", "cli", "__main__", "demo", "run_state"}
 LEARNING = {
     *TOP, "trainer", "encoder", "padded_encoder", "composed_pass", "architectures", "heads",
-    "optim", "reference", "evaluate", "checkpoint", "export", "loading", "embedder", "predictions",
+    "optim", "capturable_adam", "phase_optimizers", "step_graphs", "reference", "evaluate",
+    "checkpoint", "export", "loading", "embedder", "predictions",
 }  # fmt: skip
 
 # Module, or folder of modules -> modules of fastadv that nothing in it may import.
@@ -39,7 +40,13 @@ FORBIDDEN = {
     "encoder": TOP | {"trainer", "evaluate"},
     "heads": TOP | {"trainer", "evaluate"},
     "optim": TOP | {"trainer", "evaluate", "encoder", "heads"},
+    "capturable_adam": TOP | {"trainer", "evaluate", "encoder", "heads"},
+    "phase_optimizers": TOP | {"trainer", "evaluate"},
+    "buckets": LEARNING | OPS,
+    "prefetch": LEARNING | OPS,
+    "loss_scaling": LEARNING | OPS,
     "trainer": TOP,
+    "step_graphs": TOP,
     "reference": TOP | OPS,
     "finetuner": {"cli", "__main__", "demo"},
 }

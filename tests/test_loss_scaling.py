@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_capturable import assert_close, batches, spoil, tuner_of
+from tuners import assert_close, batches, spoil, tuner_of
 
 from fastadv.loss_scaling import FIRST_SCALE, GROWTH_INTERVAL, LossScaler
 from fastadv.optim import GradientAdam

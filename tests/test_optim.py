@@ -10,7 +10,8 @@ import torch
 from torch.nn.parameter import Parameter
 
 from fastadv.deferred_embedding import DeferredEmbedding
-from fastadv.optim import GradientAdam, Residuals
+from fastadv.optim import GradientAdam
+from fastadv.residuals import Residuals
 
 
 def parameters(dtype: torch.dtype) -> list[tuple[str, Parameter]]:

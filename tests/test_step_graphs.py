@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from recording import record
-from test_capturable import assert_close, batches, tuner_of, weights
+from tuners import assert_close, batches, tuner_of, weights
 
 from fastadv import AdversarialFinetuner, FinetuneConfig, backends
 from fastadv.encoder import PackedBert
