@@ -176,8 +176,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     beside: list[tuple[float, float]] = []
     steps: list[float] = []
     for number in range(options.steps + 1):
-        batches = library.prepare(texts.step(options.batch_size))
-        steps.append(seconds(lambda batches=batches: library.step(batches), CPU))
+        prepared = library.prepare(texts.step(options.batch_size))
+        steps.append(seconds(lambda prepared=prepared: library.step(prepared), CPU))
+        batches = prepared.packed
         found = gradients_of(trainer, batches)
 
         def work(system: str, batches: Batches = batches, found: Any = found) -> None:

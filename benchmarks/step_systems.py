@@ -110,6 +110,8 @@ class Library:
 
     name: ClassVar[str] = "library"
     what: ClassVar[str] = "AdversarialFinetuner"
+    # The most that making a graph had in use at once: no replay allocates any of it.
+    graph_bytes: ClassVar[int] = 0
 
     def __init__(self, setup: Setup) -> None:
         self._tuner = AdversarialFinetuner(
@@ -130,15 +132,19 @@ class Library:
     def prepare(self, draws: StepDraws) -> Prepared:
         """The batches on the device, and, for graphs, the same as they read them.
 
-        As in `fit`, where a thread does it; a size that is new is recorded now, as in B2, with
-        batches of its own that change nothing.
+        In `fit` a thread does it. A size that is new is recorded now, as in B2; nothing is trained.
         """
         packed = draws.packed()
         host_step = None
         if self._graphs is not None:
             trainer = self._tuner.trainer
             host_step = self._graphs.host_step(trainer.step_count, *packed)
+            device = self._tuner.device
+            held = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
             self._graphs.record(host_step)
+            used = torch.cuda.max_memory_allocated(device) - held
+            Library.graph_bytes = max(Library.graph_bytes, used)
         return Prepared(tuple(b.to(self._tuner.device) for b in packed), host_step)
 
     def warm_up(self, batches: Prepared) -> None:

@@ -187,9 +187,10 @@ def _run(
     least = floor(setup, draws[1:], *rates)
     measured = interleaved(kinds, setup, draws)
     _free(setup.device)
-    if Flash.name in measured and measured[Flash.name].peak_memory_bytes is not None:
-        # What its graphs hold was allocated while they were captured, not in a step.
-        measured[Flash.name].peak_memory_bytes += Flash.graph_bytes
+    for kind in (Library, Flash):
+        if kind.name in measured and measured[kind.name].peak_memory_bytes is not None:
+            # What graphs hold was allocated while they were captured, not in a step.
+            measured[kind.name].peak_memory_bytes += kind.graph_bytes
     result |= time_rows(measured, least, rates, draws[1:], BASELINES)
     print_times(result)
     return result
