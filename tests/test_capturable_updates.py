@@ -203,3 +203,28 @@ def test_only_on_a_gpu_by_default() -> None:
     tuner = tuner_of(False)
     assert not tuner.trainer.capturable
     assert not any(isinstance(o, CapturableAdam) for o in tuner.trainer.optimizers.values())
+
+
+def test_span_is_a_view_only_where_tensors_follow_each_other() -> None:
+    from fastadv.flat_parameters import span
+
+    whole = torch.arange(12.0)
+    joined = span([whole[:4].view(2, 2), whole[4:7]])
+    assert joined.tolist() == list(range(7)) and joined.data_ptr() == whole.data_ptr()
+    for parts in ([whole[:4], whole[5:7]], [whole[4:7], whole[:4]], [whole[::2], whole[6:]]):
+        assert span(parts).tolist() == torch.cat(parts).tolist()
+
+
+def test_gradients_that_wait_for_another_step() -> None:
+    """Taken before a step on other rows, which theirs have missed when their turn comes."""
+    tuners = tuner_of(False, adversarial=False), tuner_of(True, adversarial=False)
+    for tuner in tuners:
+        tuner.model.train()
+        trainer = tuner.trainer
+        for number in range(3):
+            trainer.step(batches(tuner, number)[0])
+        taken = [trainer.task_gradients(batches(tuner, number)[0])[1] for number in (0, 3)]
+        for gradients in reversed(taken):
+            trainer.reserve()
+            trainer.optimizers["task"].step(list(gradients))
+    assert_close(*tuners, **CLOSE)

@@ -155,6 +155,28 @@ def test_weights_that_others_changed_are_read() -> None:
     assert float(one_step(graphs, tuner, 0).task) != pytest.approx(first, rel=1e-3)
 
 
+def test_copies_are_brought_up_to_date_before_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, where it reads them."""
+    monkeypatch.setitem(backends.DEFAULTS, ("linear", "cpu"), ("torch",))
+    tuner = tuner_of(True, precision="bf16", adversarial=False)
+    graphs = graphs_of(tuner)
+    one_step(graphs, tuner, 0)
+    flat, weight = tuner.model.encoder.flat, tuner.model.encoder.layers[0].qkv.weight
+    assert flat is not None and flat.low is not None
+    with torch.no_grad():
+        weight.fill_(0.75)
+    own = flat.named_views(flat.low)["encoder.layers.0.qkv.weight"]
+    seen: list[bool] = []
+
+    def run(*_: Any) -> torch.Tensor:
+        seen.append(bool(own.eq(0.75).all()))
+        return torch.zeros(1)
+
+    monkeypatch.setattr(graphs, "_run", run)
+    one_step(graphs, tuner, 0)
+    assert seen == [True]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

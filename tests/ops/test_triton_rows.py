@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from op_checks import need
 from torch import Tensor
 from triton_checks import (
     EPS,
@@ -148,3 +149,42 @@ def test_nothing_to_do(device: str) -> None:
     )  # fmt: skip
     assert not vectors.any()
     assert not table.any()
+
+
+@on_devices
+def test_segments_add_up_what_sorting_does(device: str) -> None:
+    """The tables' gradients, from tokens that the host put in order and from a sort on the device;
+    tokens of the padding row are in no segment, and rows without tokens are left as they were.
+    """
+    need("embedding_layer_norm", "triton", device)
+    from fastadv.kernels.embedding_layer_norm import embedding_layer_norm_backward
+
+    tokens, hidden, rows, places = 83, 77, 9, 40
+    random = torch.Generator().manual_seed(5)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random).to(device)
+
+    ids = torch.randint(rows - 1, (tokens,), generator=random)
+    positions = torch.cat([torch.arange(37), torch.arange(46) % 37])
+    grad, word, position = drawn(tokens, hidden), drawn(rows, hidden), drawn(places, hidden)
+    gain, padding = drawn(hidden), 3
+    segments = []
+    for of, count, kept in ((ids, rows, ids != padding), (positions, places, ids > -1)):
+        named = kept.nonzero()[:, 0]
+        order = named[of[named].argsort(stable=True)]
+        starts = torch.cat([torch.zeros(1), of[named].bincount(minlength=count).cumsum(0)])
+        segments += [order.int().to(device), starts.int().to(device)]
+    found = []
+    for known in (None, tuple(segments)):
+        sums, place_sums = word * 0 + 1, position * 0 + 1
+        embedding_layer_norm_backward(
+            grad, None, ids.to(device), positions.to(device), word, position, None, gain, 1e-12,
+            0.0, None, 0, 0, ids.to(device), padding if known is None else -1, -1, sums, place_sums,
+            None, grad.new_empty(2, hidden), known,
+        )  # fmt: skip
+        found.append((sums, place_sums))
+    assert found[1][0][[padding, rows - 1]].eq(1).all() and found[1][0][0].ne(1).all()
+    # The same tokens in the same order.
+    for sorted_, by_segment in zip(*found, strict=True):
+        torch.testing.assert_close(by_segment, sorted_, rtol=1e-6, atol=1e-6)
