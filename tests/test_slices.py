@@ -29,6 +29,7 @@ WITHOUT: dict[str, set[str]] = {
             "varlen_attention",
             "dropout_add_layer_norm",
             "bias_gelu",
+            "cross_entropy",
             "adam",
             "embedding_adam",
         )

@@ -2,6 +2,7 @@
 
 from fastadv.ops.adam import adam
 from fastadv.ops.bias_gelu import bias_gelu
+from fastadv.ops.cross_entropy import cross_entropy
 from fastadv.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from fastadv.ops.embedding_adam import embedding_adam, embedding_adam_catch_up
 from fastadv.ops.embedding_layer_norm import embedding_layer_norm
@@ -13,6 +14,7 @@ from fastadv.ops.varlen_attention import varlen_attention
 __all__ = [
     "adam",
     "bias_gelu",
+    "cross_entropy",
     "discriminator_loss",
     "dropout_add_layer_norm",
     "embedding_adam",

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-TOKENS, HIDDEN, INNER, HEADS = 64, 768, 3072, 12
+TOKENS, HIDDEN, INNER, HEADS, VOCABULARY = 64, 768, 3072, 12, 119547
 KERNELS = {
     "adam": {"_adam_kernel", "_begin_kernel"},
     "bias_gelu": {"_forward_kernel", "_backward_kernel"},
+    "cross_entropy": {"_forward_kernel", "_backward_kernel"},
     "dropout_add_layer_norm": {"_forward_kernel", "_backward_kernel"},
     "embedding_adam": {"_update_kernel", "_catch_up_kernel"},
     "embedding_layer_norm": {
@@ -206,6 +207,7 @@ def call_attention(inputs: Inputs, heads: int, bare: bool) -> None:
 
 def call_rest(inputs: Inputs) -> None:
     from fastadv.kernels import bias_gelu as gelu
+    from fastadv.kernels import cross_entropy as softmax
     from fastadv.kernels import linear_bce as bce
     from fastadv.kernels import masked_mean_pool as pool
 
@@ -218,6 +220,9 @@ def call_rest(inputs: Inputs) -> None:
     _, _, dz = bce.linear_bce(rows, vector, one, inputs.full(TOKENS), None)
     bce.linear_bce_grad_input(one, dz, vector, inputs.dtype)
     bce.linear_bce_grad_params(one, dz, rows)
+    logits, losses = inputs.low(TOKENS, VOCABULARY), inputs.full(TOKENS)
+    softmax.cross_entropy(logits, inputs.ids, losses, losses)
+    softmax.cross_entropy_backward(losses, None, inputs.ids, losses, logits)
 
 
 def call_adam(inputs: Inputs) -> None:
