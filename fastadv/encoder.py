@@ -75,6 +75,7 @@ class PackedBert(nn.Module):
         flat: Weights of one buffer, whose gradients are written to one too; None for none.
         deferred: The word table's optimisers, which bring rows up to date before they are read;
             None where the table always is.
+        tied: Whether an output layer shares the word table, whose gradient then has every row.
 
     Raises:
         ValueError: `architectures.why_not`, or the model is more than an encoder.
@@ -104,6 +105,7 @@ class PackedBert(nn.Module):
         self.layouts = WeightLayouts(dtype, backend)
         self.deferred: DeferredEmbedding | CapturableEmbedding | None = None
         self.flat: FlatParameters | None = None
+        self.tied = False
         self.squares: dict[str, Tensor] = {}
         with torch.device("meta"):
             self.embeddings = PackedEmbeddings(self.architecture)

@@ -21,6 +21,9 @@ from fastadv.heads import AdversarialModel
 from fastadv.optim import GradientAdam
 from fastadv.residuals import Residuals
 
+# Reasons that are no news to whoever built such a model.
+_FROZEN, _TIED = "it is frozen", "an output layer shares it"
+
 Named = tuple[str, Parameter]
 Deferred = DeferredEmbedding | CapturableEmbedding | None
 
@@ -144,7 +147,9 @@ def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
     if not isinstance(encoder, PackedBert):
         return "the encoder runs padded"
     if not encoder.embeddings.word.weight.requires_grad:
-        return "it is frozen"
+        return _FROZEN
+    if encoder.tied:
+        return _TIED
     if config.weight_decay:
         return "weight decay moves every row by what it is"
     if config.beta1**2 >= config.beta2:
@@ -155,7 +160,7 @@ def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
 @functools.cache
 def _say_dense(reason: str) -> None:
     """Says it once a process, as with the encoder."""
-    if reason != "it is frozen":
+    if reason not in (_FROZEN, _TIED):
         logging.getLogger("fastadv").warning(
             "the word table is updated row by row in every step, which is slower: %s", reason
         )

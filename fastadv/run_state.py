@@ -1,16 +1,40 @@
-"""All that a finetuner must keep so that going on equals never having stopped."""
+"""All that a run must keep so that going on equals never having stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from fastadv.finetuner import AdversarialFinetuner
+from fastadv.trainer import Trainer
+
+
+class Trained(Protocol):
+    """What is trained: a finetuner, or a model that is being pretrained."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Its weights."""
+
+    @property
+    def trainer(self) -> Trainer:
+        """Optimisers and the step count."""
+
+    @property
+    def task(self) -> str:
+        """What it learns."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Classes, tags, or languages."""
+
+    @property
+    def config(self) -> Any:
+        """Settings, a dataclass."""
+
 
 # What a resumed run may change: none of these alters what a step computes.
 _FREE_ON_RESUME = {
@@ -20,10 +44,12 @@ _FREE_ON_RESUME = {
     "eval_batch_size",
     "checkpoint_every",
     "log_every",
+    "saved_dropout",
+    "saved_precision",
 }
 
 
-def state_of(tuner: AdversarialFinetuner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_of(tuner: Trained) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and optimiser states by name; step count, task, labels and settings.
 
     The step count and the seed are the whole random state: dropout is drawn from them.
@@ -47,7 +73,7 @@ def state_of(tuner: AdversarialFinetuner) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def restore(
-    tuner: AdversarialFinetuner,
+    tuner: Trained,
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     path: Path,
@@ -75,7 +101,7 @@ def restore(
     tuner.trainer.step_count = state["step"]
 
 
-def _check_same_run(tuner: AdversarialFinetuner, state: Mapping[str, Any], path: Path) -> None:
+def _check_same_run(tuner: Trained, state: Mapping[str, Any], path: Path) -> None:
     ours: dict[str, Any] = {"task": tuner.task, "labels": list(tuner.labels)}
     theirs = {name: state[name] for name in ours}
     ours |= dataclasses.asdict(tuner.config)
@@ -88,7 +114,7 @@ def _check_same_run(tuner: AdversarialFinetuner, state: Mapping[str, Any], path:
             )
 
 
-def _residuals(tuner: AdversarialFinetuner) -> list[tuple[str, Tensor]]:
+def _residuals(tuner: Trained) -> list[tuple[str, Tensor]]:
     """Low bits of every weight that is trained and has some, by name."""
     found = tuner.trainer.residuals
     named = [(n, p) for n, p in tuner.model.named_parameters() if p.requires_grad]

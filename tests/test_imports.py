@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 OPS = {"ops", "backends", "kernels", "_C"}
-TOP = {"finetuner", "fit", "cli", "__main__", "demo", "run_state"}
+TOP = {"finetuner", "fit", "cli", "__main__", "demo", "run_state", "pretraining"}
 LEARNING = {
     *TOP, "trainer", "encoder", "padded_encoder", "composed_pass", "architectures", "heads",
     "optim", "capturable_adam", "phase_optimizers", "step_graphs", "reference", "evaluate",

@@ -13,7 +13,7 @@ from types import ModuleType
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from safetensors import SafetensorError
 
-from fastadv.cli import align, demo, embed, env, evaluate, predict, train
+from fastadv.cli import align, demo, embed, env, evaluate, predict, pretrain, train
 from fastadv.cli.messages import one_line, only_our_messages, usage_mistake
 from fastadv.cli.options import Help
 from fastadv.cli.output import give_up_stdout
@@ -21,6 +21,7 @@ from fastadv.cli.signals import raised_signals
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
+    "pretrain": pretrain,
     "evaluate": evaluate,
     "predict": predict,
     "embed": embed,
@@ -28,6 +29,8 @@ COMMANDS: dict[str, ModuleType] = {
     "env": env,
     "demo": demo,
 }
+# Those whose runs go on with --resume.
+RESUMABLE = {"train": train, "pretrain": pretrain}
 DONE, REFUSED = 0, 2
 # As the shell reports a program that a closed pipe ended, such as `cat` before `head`.
 PIPE_CLOSED = 128 + signal.SIGPIPE
@@ -83,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             give_up_stdout()
             return PIPE_CLOSED
         except KeyboardInterrupt as stop:
-            if options is not None and given[0] == "train":
-                say(train.how_to_go_on(stop, options, given))
+            if options is not None and given[0] in RESUMABLE:
+                say(RESUMABLE[given[0]].how_to_go_on(stop, options, given))
             else:
                 say(one_line(stop))
             return 128 + int(getattr(stop, "signal", signal.SIGINT))

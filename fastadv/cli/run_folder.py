@@ -11,9 +11,9 @@ from jsonargparse import Namespace
 
 BASELINE = "baseline"
 OPTIONS = "run.yaml"
-_HEADER = "# Options of a fastadv train run; to start another with them: fastadv train --options "
+_HEADER = "# Options of a fastadv run; to start another with them: --options "
 # Not kept: where options came from, whether this was the first start, and how much was said.
-_PASSING = ("options", "resume", "quiet", "print_config")
+_PASSING = ("options", "resume", "quiet", "print_config", "seconds", "prepare_only")
 
 
 def refuse_other_run(output: Path, resume: bool, baseline: bool) -> None:

@@ -1,0 +1,1 @@
+"""Pretraining by masked-language modelling, with or without the language adversary."""

@@ -1,0 +1,246 @@
+"""Tokenised text of several languages, cut into sequences, some of it held out."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+# Pieces that a sequence has at least, special tokens not counted.
+SHORTEST = 4
+# Paragraphs tokenised at once.
+CHUNK = 4096
+# Held-out paragraphs of a language at most: more make its loss no more certain than it need be.
+MOST_HELD_OUT = 2000
+_SPECIAL = ("cls", "sep", "mask")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Parts of one language's ids.
+
+    Attributes:
+        starts, ends: (N,) int64, of each sequence.
+    """
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def tokens(self) -> int:
+        """Pieces in all of them."""
+        return int((self.ends - self.starts).sum())
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text of some languages.
+
+    Attributes:
+        languages: Their names, in order.
+        input_ids: By language, (T,) uint16, or uint32 for vocabularies of more than 65,536
+            pieces; without special tokens.
+        training, held_out: By language, sequences of at most `max_length` - 2 pieces.
+        max_length: Pieces of the longest sequence once it has its two special tokens.
+        vocabulary: Number of pieces.
+        special: Ids of [CLS], [SEP] and [MASK], and which others are no ordinary pieces, by "cls",
+            "sep", "mask" and "all".
+    """
+
+    languages: tuple[str, ...]
+    input_ids: dict[str, NDArray[Any]]
+    training: dict[str, Sequences]
+    held_out: dict[str, Sequences]
+    max_length: int
+    vocabulary: int
+    special: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        texts: Mapping[str, Iterable[str]],
+        tokenizer: Any,
+        max_length: int,
+        held_out: float = 0.01,
+    ) -> Corpus:
+        """Tokenises paragraphs.
+
+        One of more than `max_length` - 2 pieces is cut into parts of equal length; what has fewer
+        than four is left out. Whether a paragraph is held out depends on its text alone (a
+        checksum), so that it is wherever it occurs; a language has one held-out paragraph at least
+        and `MOST_HELD_OUT` at most, the first ones.
+
+        Raises:
+            ValueError: A language has too little text, or the tokenizer lacks a special token.
+        """
+        special = _special(tokenizer)
+        ids, training, kept = {}, {}, {}
+        for language, paragraphs in texts.items():
+            arrays, out = _tokenized(paragraphs, tokenizer, held_out)
+            if len(arrays) < 2:
+                raise ValueError(
+                    f"found {len(arrays)} paragraphs of {language} with {SHORTEST} word pieces or "
+                    "more, expected at least 2, one of them to be held out"
+                )
+            chosen = _chosen(out)
+            kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+            ids[language] = np.concatenate(arrays).astype(kind)
+            bounds = np.concatenate([[0], np.cumsum([len(a) for a in arrays])])
+            training[language] = _cut(bounds, ~chosen, max_length - 2)
+            kept[language] = _cut(bounds, chosen, max_length - 2)
+        return cls(tuple(ids), ids, training, kept, max_length, len(tokenizer), special)
+
+    def frequencies(self, exponent: float) -> NDArray[np.float64]:
+        """(V,) shares of the pieces, languages weighing what they are drawn with."""
+        shares = self.shares(exponent)
+        total = np.zeros(self.vocabulary)
+        for language, ids in self.input_ids.items():
+            total += shares[language] * np.bincount(ids, minlength=self.vocabulary) / len(ids)
+        return total
+
+    def shares(self, exponent: float) -> dict[str, float]:
+        """By language, its share of the tokens in training to a power, in all 1."""
+        tokens = {language: self.training[language].tokens for language in self.languages}
+        powers = {n: (count / sum(tokens.values())) ** exponent for n, count in tokens.items()}
+        return {n: power / sum(powers.values()) for n, power in powers.items()}
+
+    def fingerprint(self) -> dict[str, list[int]]:
+        """By language, sequences in training, and a checksum of the ids."""
+        return {
+            language: [len(self.training[language]), zlib.crc32(ids.tobytes())]
+            for language, ids in self.input_ids.items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes one compressed file.
+
+        Raises:
+            OSError: It cannot be written; what was there before is untouched.
+        """
+        arrays: dict[str, Any] = {
+            "format": np.array(FORMAT),
+            "languages": np.array(self.languages),
+            "max_length": np.array(self.max_length),
+            "vocabulary": np.array(self.vocabulary),
+            "special": np.array(self.special["all"], np.int64),
+            **{name: np.array(self.special[name]) for name in _SPECIAL},
+        }
+        for language in self.languages:
+            arrays[f"ids.{language}"] = self.input_ids[language]
+            for name, sequences in (("training", self.training), ("held_out", self.held_out)):
+                arrays[f"{name}.starts.{language}"] = sequences[language].starts
+                lengths = sequences[language].ends - sequences[language].starts
+                arrays[f"{name}.lengths.{language}"] = lengths.astype(np.uint16)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                np.savez_compressed(file, **arrays)
+            except BaseException:
+                temporary.unlink()
+                raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: There is no such file, or it is damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = dict(file)
+            if int(found["format"]) != FORMAT:
+                raise ValueError(f"found format {found['format']}, expected {FORMAT}")
+            return cls._of_arrays(found)
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}: expected a corpus of fastadv pretrain: {' '.join(str(error).split())}"
+            ) from error
+
+    @classmethod
+    def _of_arrays(cls, found: Mapping[str, Any]) -> Corpus:
+        languages = tuple(str(name) for name in found["languages"])
+
+        def sequences(name: str, language: str) -> Sequences:
+            starts = found[f"{name}.starts.{language}"]
+            ends = starts + found[f"{name}.lengths.{language}"].astype(np.int64)
+            if len(ends) == 0 or starts.min() < 0 or ends.max() > len(found[f"ids.{language}"]):
+                raise ValueError(f"sequences of {language} lie outside its ids")
+            return Sequences(starts, ends)
+
+        return cls(
+            languages,
+            {n: found[f"ids.{n}"] for n in languages},
+            {n: sequences("training", n) for n in languages},
+            {n: sequences("held_out", n) for n in languages},
+            int(found["max_length"]),
+            int(found["vocabulary"]),
+            {"all": found["special"].tolist()} | {n: int(found[n]) for n in _SPECIAL},
+        )
+
+
+def _special(tokenizer: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
+    for name, number in found.items():
+        if number is None:
+            raise ValueError(f"the tokenizer has no {name} token, expected [{name.upper()}]")
+    return found | {"all": sorted(tokenizer.all_special_ids)}
+
+
+def _tokenized(
+    paragraphs: Iterable[str], tokenizer: Any, held_out: float
+) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
+    """Ids of each paragraph that is long enough, and whether its text is one to hold out."""
+    arrays, out = [], []
+    below = int(held_out * 2**32)
+    for chunk in _chunks(paragraphs):
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+        for paragraph, encoding in zip(chunk, encodings, strict=True):
+            if len(encoding.ids) >= SHORTEST:
+                arrays.append(np.array(encoding.ids, np.uint32))
+                out.append(zlib.crc32(paragraph.encode()) < below)
+    return arrays, np.array(out, bool)
+
+
+def _chunks(paragraphs: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(paragraphs)
+    while chunk := list(islice(left, CHUNK)):
+        yield chunk
+
+
+def _chosen(out: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of paragraphs to hold out the first ones; the last of all where there is none."""
+    chosen = out & (np.cumsum(out) <= MOST_HELD_OUT)
+    if not chosen.any():
+        chosen[-1] = True
+    if chosen.all():
+        chosen[0] = False
+    return chosen
+
+
+def _cut(bounds: NDArray[Any], chosen: NDArray[np.bool_], longest: int) -> Sequences:
+    """Chosen paragraphs, each in as few parts as are short enough."""
+    starts, ends = bounds[:-1][chosen], bounds[1:][chosen]
+    sizes = ends - starts
+    parts = -(-sizes // longest)
+    which = np.repeat(np.arange(len(parts)), parts)
+    number = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
+    # Borders at equal distances, rounded.
+    first = starts[which] + number * sizes[which] // parts[which]
+    last = starts[which] + (number + 1) * sizes[which] // parts[which]
+    return Sequences(first.astype(np.int64), last.astype(np.int64))
