@@ -11,7 +11,7 @@ RUN = $(VENV)/bin/python
 NATIVE = setup.py CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 PYTHONS = fastadv kernels benchmarks tests docs setup.py
 
-.PHONY: help demo test check format docs bench gpu-check clean
+.PHONY: help demo test check format docs bench gpu-check gpu-pretrain clean
 
 help:
 	@echo "make demo       finetune on the sample corpus with and without the adversary"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs       the API reference, into docs/api"
 	@echo "make bench      benchmarks of every operation, and of the whole step"
 	@echo "make gpu-check  tests and benchmarks on an NVIDIA machine with torch already there"
+	@echo "make gpu-pretrain PRETRAINING=DIR  one piece of a prepared pretraining run, there too"
 	@echo "make clean      remove the virtual environment and everything built"
 
 # torch is pinned before anything else is installed: a looser range would fetch another build of
@@ -69,6 +70,14 @@ bench: $(VENV)/develop.stamp
 # nothing is downloaded.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
+
+# One piece of the run that `fastadv pretrain --prepare_only --output $(PRETRAINING)` prepared, with
+# the python3 on the path, as above. Status 3, time over, is no failure: the same target goes on.
+PRETRAINING ?= runs/pretrain
+PIECE ?= 500
+gpu-pretrain:
+	$(PYTHON) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(PYTHON) -m fastadv.pretraining $(PRETRAINING) --seconds $(PIECE) || test $$? -eq 3
 
 clean:
 	rm -rf $(VENV) build *.egg-info fastadv/*.so

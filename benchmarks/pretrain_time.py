@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,11 @@ def _pretrainer(options: argparse.Namespace, device: torch.device) -> Pretrainer
         vocabulary_size=options.vocabulary, tokens_per_batch=options.tokens, precision="bf16",
         max_length=LENGTH, warmup_steps=1,
     )  # fmt: skip
-    texts = {"en": ["a few words are enough of a text for a model that is not to learn"] * 50}
+    words = "a few words are enough of a text for a model that is not to learn".split()
+    texts = {"en": [" ".join(words[i:] + words[:i]) for i in range(len(words))]}
     tokenizer = train_vocabulary(texts, 200)
-    corpus = Corpus.of(texts, tokenizer, LENGTH)
     # The products do not depend on what pieces are called.
+    corpus = replace(Corpus.of(texts, tokenizer, LENGTH), vocabulary=options.vocabulary)
     tokenizer = _Sized(tokenizer, options.vocabulary)
     return Pretrainer(corpus, tokenizer, config, device)
 

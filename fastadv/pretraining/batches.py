@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastadv.packing import PackedBatch
-from fastadv.pretraining.corpus import Corpus, Sequences
+from fastadv.pretraining.corpus import LEAST_LENGTH, Corpus, Sequences
 from fastadv.pretraining.masking import MaskedBatch, mask_tokens
 
 HELD_OUT_RATE = 0.15
@@ -64,18 +64,22 @@ class LanguageBatches:
             )
         self.corpus, self.tokens_per_batch, self.seed = corpus, tokens_per_batch, seed
         self.mask_rate, self.source = mask_rate, source
-        shares = corpus.shares(exponent)
-        # Long sequences are drawn less often, so that tokens come in proportion.
-        means = {n: corpus.training[n].tokens / len(corpus.training[n]) for n in shares}
-        self._weights = np.array([shares[n] / means[n] for n in corpus.languages])
+        self._shares = corpus.shares(exponent)
+        self._weights_by_length: dict[int, NDArray[np.float64]] = {}
         ordinary = np.ones(corpus.vocabulary, bool)
         ordinary[corpus.special["all"]] = False
         self._pieces = np.flatnonzero(ordinary)
 
     def masked_batch(self, step: int, max_length: int | None = None) -> MaskedBatch:
-        """The batch of step `step`; of longer sequences a random window of `max_length` pieces."""
+        """The batch of step `step`; of longer sequences a random window of `max_length` pieces.
+
+        Raises:
+            ValueError: `max_length` is less than `LEAST_LENGTH`.
+        """
         rng = self._rng("masked", step)
         longest = min(max_length or self.corpus.max_length, self.corpus.max_length)
+        if longest < LEAST_LENGTH:
+            raise ValueError(f"max_length is {longest}, expected at least {LEAST_LENGTH}")
         everything = np.arange(len(self.corpus.languages))
         drawn = self._draw(rng, everything, self.tokens_per_batch, longest)
         return self._masked(*drawn, self.mask_rate, rng)
@@ -86,7 +90,7 @@ class LanguageBatches:
 
         Args:
             stream: Of a name each is another draw.
-            tokens: Pieces that the batch may hold.
+            tokens: Pieces that the batch may hold; a side holds one longest sequence at least.
         """
         rng = self._rng(stream, step)
         own = np.array([name == self.source for name in self.corpus.languages])
@@ -102,23 +106,37 @@ class LanguageBatches:
         )  # fmt: skip
 
     def held_out_batches(self, language: str, tokens: int) -> list[MaskedBatch]:
-        """Every held-out sequence of a language once, 15% of it masked, always the same tokens."""
+        """Every held-out sequence of a language, 15% of its tokens masked, always the same ones;
+        without batches in which chance masked none.
+        """
         number = self.corpus.languages.index(language)
         held: Sequences = self.corpus.held_out[language]
-        lengths = held.ends - held.starts
         rng = np.random.Generator(np.random.Philox(zlib.crc32(language.encode())))
+        # All at once, so that what is masked does not depend on how it is cut into batches.
+        every = self._masked(
+            np.full(len(held), number), held.starts, held.ends - held.starts, HELD_OUT_RATE, rng
+        )
+        cu_seqlens = every.cu_seqlens.numpy()
         found, begin = [], 0
-        ends = np.cumsum(lengths + 2)
         while begin < len(held):
-            before = ends[begin - 1] if begin else 0
-            end = max(begin + 1, int(np.searchsorted(ends, before + tokens, side="right")))
-            part = slice(begin, end)
-            languages = np.full(len(held.starts[part]), number)
-            found.append(
-                self._masked(languages, held.starts[part], lengths[part], HELD_OUT_RATE, rng)
-            )
+            most = cu_seqlens[begin] + tokens
+            end = max(begin + 1, int(np.searchsorted(cu_seqlens, most, side="right")) - 1)
+            found.append(_part(every, begin, end))
             begin = end
-        return found
+        return [batch for batch in found if batch.masked is not None and len(batch.masked)]
+
+    def _weights(self, longest: int) -> NDArray[np.float64]:
+        """By language, how often its sequences are drawn: long ones less often, so that tokens
+        come in proportion.
+        """
+        if longest not in self._weights_by_length:
+            found = []
+            for language in self.corpus.languages:
+                own = self.corpus.training[language]
+                mean = np.minimum(own.ends - own.starts, longest - 2).mean()
+                found.append(self._shares[language] / mean)
+            self._weights_by_length[longest] = np.array(found)
+        return self._weights_by_length[longest]
 
     def _rng(self, stream: str, step: int) -> np.random.Generator:
         key = np.random.SeedSequence([self.seed, zlib.crc32(stream.encode()), step])
@@ -130,7 +148,8 @@ class LanguageBatches:
         """Sequences of some languages until the next would be too much: (B,) languages, starts in
         their ids, and lengths.
         """
-        weights = self._weights[chosen] / self._weights[chosen].sum()
+        weights = self._weights(longest)[chosen]
+        weights = weights / weights.sum()
         # More than can fit: no sequence has fewer than six pieces with the special ones.
         count = tokens // 6 + 1
         languages = chosen[np.searchsorted(np.cumsum(weights)[:-1], rng.random(count))]
@@ -185,3 +204,21 @@ class LanguageBatches:
             input_ids=torch.from_numpy(read), labels=torch.from_numpy(labels),
             masked=torch.from_numpy(masked), **fields,
         )  # fmt: skip
+
+
+def _part(batch: MaskedBatch, begin: int, end: int) -> MaskedBatch:
+    """Sequences [begin, end) of a batch."""
+    assert batch.masked is not None and batch.labels is not None
+    first, last = int(batch.cu_seqlens[begin]), int(batch.cu_seqlens[end])
+    masked = (batch.masked >= first) & (batch.masked < last)
+    cu_seqlens = batch.cu_seqlens[begin : end + 1] - first
+    return MaskedBatch(
+        input_ids=batch.input_ids[first:last],
+        position_ids=batch.position_ids[first:last],
+        cu_seqlens=cu_seqlens,
+        max_seqlen=int(cu_seqlens.diff().max()),
+        labels=batch.labels[masked],
+        english=None,
+        num_examples=end - begin,
+        masked=batch.masked[masked] - first,
+    )

@@ -171,8 +171,8 @@ def _check(config: PretrainConfig) -> None:
     if config.hidden_size % config.num_heads:
         refuse("hidden_size", f"a multiple of num_heads, {config.num_heads}")
     for name in ("max_length", "short_length"):
-        if not 8 <= getattr(config, name) <= config.max_positions:
-            refuse(name, f"8 to max_positions, {config.max_positions}")
+        if not 10 <= getattr(config, name) <= config.max_positions:
+            refuse(name, f"10 to max_positions, {config.max_positions}")
     if config.tokens_per_batch < config.max_length:
         refuse("tokens_per_batch", f"at least max_length, {config.max_length}")
     if not 0 < config.mask_rate < 1:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ FORMAT = 1
 SHORTEST = 4
 # Paragraphs tokenised at once.
 CHUNK = 4096
+# A sequence cut to fewer pieces than this could have parts shorter than SHORTEST.
+LEAST_LENGTH = 2 + 2 * SHORTEST
 # Held-out paragraphs of a language at most: more make its loss no more certain than it need be.
 MOST_HELD_OUT = 2000
 _SPECIAL = ("cls", "sep", "mask")
@@ -78,23 +80,28 @@ class Corpus:
         """Tokenises paragraphs.
 
         One of more than `max_length` - 2 pieces is cut into parts of equal length; what has fewer
-        than four is left out. Whether a paragraph is held out depends on its text alone (a
-        checksum), so that it is wherever it occurs; a language has one held-out paragraph at least
-        and `MOST_HELD_OUT` at most, the first ones.
+        than four is left out. Which paragraphs are held out is decided by checksums of their text,
+        so that copies go the same way; a language holds out one text at least and `MOST_HELD_OUT`
+        at most, the first ones. What reads like a special token in the text is text.
 
         Raises:
-            ValueError: A language has too little text, or the tokenizer lacks a special token.
+            ValueError: A language has too little text, the tokenizer lacks a special token, or
+                `max_length` is less than `LEAST_LENGTH`.
         """
+        if max_length < LEAST_LENGTH:
+            raise ValueError(f"max_length is {max_length}, expected at least {LEAST_LENGTH}")
         special = _special(tokenizer)
+        encoder = _plain_encoder(tokenizer)
         ids, training, kept = {}, {}, {}
         for language, paragraphs in texts.items():
-            arrays, out = _tokenized(paragraphs, tokenizer, held_out)
-            if len(arrays) < 2:
+            arrays, sums = _tokenized(paragraphs, encoder)
+            if len(np.unique(sums)) < 2:
                 raise ValueError(
-                    f"found {len(arrays)} paragraphs of {language} with {SHORTEST} word pieces or "
-                    "more, expected at least 2, one of them to be held out"
+                    f"found {len(np.unique(sums))} different paragraphs of {language} with "
+                    f"{SHORTEST} word pieces or more, expected at least 2, one of them to be held "
+                    "out"
                 )
-            chosen = _chosen(out)
+            chosen = _chosen(sums, held_out)
             kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
             ids[language] = np.concatenate(arrays).astype(kind)
             bounds = np.concatenate([[0], np.cumsum([len(a) for a in arrays])])
@@ -117,11 +124,13 @@ class Corpus:
         return {n: power / sum(powers.values()) for n, power in powers.items()}
 
     def fingerprint(self) -> dict[str, list[int]]:
-        """By language, sequences in training, and a checksum of the ids."""
-        return {
-            language: [len(self.training[language]), zlib.crc32(ids.tobytes())]
-            for language, ids in self.input_ids.items()
-        }
+        """By language, sequences in training, and a checksum of the ids and of their borders."""
+        found = {}
+        for language, ids in self.input_ids.items():
+            own = self.training[language]
+            borders = zlib.crc32(own.starts.tobytes() + own.ends.tobytes())
+            found[language] = [len(own), zlib.crc32(ids.tobytes(), borders)]
+        return found
 
     def save(self, path: Path) -> None:
         """Writes one compressed file.
@@ -148,11 +157,12 @@ class Corpus:
             temporary = Path(file.name)
             try:
                 np.savez_compressed(file, **arrays)
+                file.flush()
+                temporary.chmod(0o644)
+                temporary.replace(path)
             except BaseException:
                 temporary.unlink()
                 raise
-        temporary.chmod(0o644)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
@@ -167,7 +177,7 @@ class Corpus:
             if int(found["format"]) != FORMAT:
                 raise ValueError(f"found format {found['format']}, expected {FORMAT}")
             return cls._of_arrays(found)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # Damage shows in as many ways as NumPy and zipfile have.
             raise ValueError(
                 f"{path}: expected a corpus of fastadv pretrain: {' '.join(str(error).split())}"
             ) from error
@@ -179,9 +189,17 @@ class Corpus:
         def sequences(name: str, language: str) -> Sequences:
             starts = found[f"{name}.starts.{language}"]
             ends = starts + found[f"{name}.lengths.{language}"].astype(np.int64)
-            if len(ends) == 0 or starts.min() < 0 or ends.max() > len(found[f"ids.{language}"]):
+            if starts.dtype != np.int64 or len(ends) == 0 or (ends <= starts).any():
+                raise ValueError(f"found no sequences of {language}, expected where they begin")
+            if starts.min() < 0 or ends.max() > len(found[f"ids.{language}"]):
                 raise ValueError(f"sequences of {language} lie outside its ids")
             return Sequences(starts, ends)
+
+        vocabulary = int(found["vocabulary"])
+        for name in languages:
+            ids = found[f"ids.{name}"]
+            if ids.dtype not in (np.uint16, np.uint32) or ids.max(initial=0) >= vocabulary:
+                raise ValueError(f"ids of {name} are not below {vocabulary}")
 
         return cls(
             languages,
@@ -189,7 +207,7 @@ class Corpus:
             {n: sequences("training", n) for n in languages},
             {n: sequences("held_out", n) for n in languages},
             int(found["max_length"]),
-            int(found["vocabulary"]),
+            vocabulary,
             {"all": found["special"].tolist()} | {n: int(found[n]) for n in _SPECIAL},
         )
 
@@ -202,19 +220,27 @@ def _special(tokenizer: Any) -> dict[str, Any]:
     return found | {"all": sorted(tokenizer.all_special_ids)}
 
 
+def _plain_encoder(tokenizer: Any) -> Any:
+    """A copy of the tokenizer's core that neither cuts nor pads, and knows no special tokens."""
+    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
 def _tokenized(
-    paragraphs: Iterable[str], tokenizer: Any, held_out: float
-) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
-    """Ids of each paragraph that is long enough, and whether its text is one to hold out."""
-    arrays, out = [], []
-    below = int(held_out * 2**32)
+    paragraphs: Iterable[str], encoder: Any
+) -> tuple[list[NDArray[Any]], NDArray[np.uint32]]:
+    """Ids of each paragraph that is long enough, and a checksum of its text."""
+    arrays, sums = [], []
     for chunk in _chunks(paragraphs):
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+        encodings = encoder.encode_batch_fast(chunk, add_special_tokens=False)
         for paragraph, encoding in zip(chunk, encodings, strict=True):
             if len(encoding.ids) >= SHORTEST:
                 arrays.append(np.array(encoding.ids, np.uint32))
-                out.append(zlib.crc32(paragraph.encode()) < below)
-    return arrays, np.array(out, bool)
+                sums.append(zlib.crc32(paragraph.encode()))
+    return arrays, np.array(sums, np.uint32)
 
 
 def _chunks(paragraphs: Iterable[str]) -> Iterator[list[str]]:
@@ -223,14 +249,16 @@ def _chunks(paragraphs: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _chosen(out: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of paragraphs to hold out the first ones; the last of all where there is none."""
-    chosen = out & (np.cumsum(out) <= MOST_HELD_OUT)
-    if not chosen.any():
-        chosen[-1] = True
-    if chosen.all():
-        chosen[0] = False
-    return chosen
+def _chosen(sums: NDArray[np.uint32], held_out: float) -> NDArray[np.bool_]:
+    """(N,) whether each paragraph is held out; of too many texts the first, of none the last."""
+    texts, first = np.unique(sums, return_index=True)
+    texts = texts[np.argsort(first)]
+    out = texts[texts < int(held_out * 2**32)][:MOST_HELD_OUT]
+    if not len(out):
+        out = texts[-1:]
+    elif len(out) == len(texts):
+        out = out[1:]
+    return np.isin(sums, out)
 
 
 def _cut(bounds: NDArray[Any], chosen: NDArray[np.bool_], longest: int) -> Sequences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +60,10 @@ def _lines(path: Path) -> Iterator[str]:
     opener = _OPENERS.get(path.suffix)
     with path.open("rb") if opener is None else opener(path, "rb") as file:
         for number, raw in _numbered(path, file, opener is not None):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                line = raw.decode().strip()
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path}:{number}: found byte 0x{raw[error.start]:02x}, expected UTF-8"

@@ -20,14 +20,14 @@ def train_vocabulary(
     alphabet: int = 6000,
     bytes_read: int = 60_000_000,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of `size` pieces; the same text gives the same one.
+    """A tokenizer of at most `size` pieces; the same text gives the same one.
 
     Cased, accents kept, Chinese characters one by one, as multilingual BERT's. [PAD], [UNK],
     [CLS], [SEP] and [MASK] are 0 to 4.
 
     Args:
         texts: Paragraphs by language.
-        size: Pieces, special ones included.
+        size: Pieces, special ones included; fewer come of little text.
         exponent: Languages are read in proportion to their bytes to this power, each at most once.
         alphabet: Characters that are pieces by themselves, the most frequent ones; others become
             [UNK].
@@ -37,13 +37,13 @@ def train_vocabulary(
         ValueError: There is no text, or its characters alone are more than `size` pieces.
     """
     lines = _sample(texts, exponent, bytes_read)
-    if not lines:
+    if not any(map(str.strip, lines)):
         raise ValueError("found no text, expected some to train a vocabulary on")
     tokenizer = _pipeline(models.WordPiece(unk_token=SPECIAL[1]))
     characters = _characters(tokenizer, lines, alphabet)
     if len(SPECIAL) + len(characters) > size:
         raise ValueError(
-            f"vocabulary_size is {size}, expected more than {len(SPECIAL) + len(characters)}, the "
+            f"vocabulary_size is {size}, expected at least {len(SPECIAL) + len(characters)}, the "
             "number of special tokens and of single characters in the text"
         )
     # The trainer numbers characters in an order that changes from run to run, and breaks ties by

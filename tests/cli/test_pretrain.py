@@ -26,7 +26,7 @@ SMALL = [
     *("--config.intermediate_size", "48"),
     *("--config.max_positions", "40"),
     *("--config.max_length", "24"),
-    *("--config.short_length", "8"),
+    *("--config.short_length", "10"),
     *("--config.tokens_per_batch", "64"),
     *("--config.adversary_tokens", "64"),
     *("--config.precision", "fp32"),

@@ -10,6 +10,7 @@ from tiny_pretraining import prepared, settings
 from torch.nn import functional as F
 
 from fastadv.pretraining.batches import LanguageBatch
+from fastadv.pretraining.phases import PretrainingTrainer
 from fastadv.pretraining.pretrainer import Pretrainer
 from fastadv.pretraining.run import PretrainingRun
 
@@ -106,6 +107,24 @@ def test_a_run_without_the_adversary_has_the_same_masked_batches(folder: Path) -
     plain, adversarial = pretrainer(folder, "none"), pretrainer(folder, "all")
     assert plain.prepare(3)[1:] == (None, None)
     assert torch.equal(plain.prepare(3)[0].input_ids, adversarial.prepare(3)[0].input_ids)
+
+
+@pytest.mark.parametrize("adversary", ["none", "all"])
+def test_updates_decided_on_the_device_are_those_of_the_host(folder: Path, adversary: str) -> None:
+    """As on a GPU: parameters in one buffer, the word table's gradient dense."""
+    config = settings(adversary=adversary, eps=1e-4, dropout=0.1)
+    host, device = (PretrainingRun(folder, True, "cpu", config).pretrainer for _ in range(2))
+    device.model.encoder.embeddings.word.sparse = False
+    device.trainer = PretrainingTrainer(device.model, host.trainer.config, capturable=True)  # type: ignore[arg-type]
+    assert device.model.encoder.flat is not None and device.trainer.deferred is None
+    for step in range(5):
+        losses = [ours.step(ours.prepare(step)) for ours in (host, device)]
+        torch.testing.assert_close(losses[0].task, losses[1].task, rtol=1e-5, atol=0)
+    device.trainer.check()
+    for name, weight in snapshot(host).items():
+        # Gradients that differ by a rounding, over some steps of 1e-3.
+        found = snapshot(device)[name]
+        torch.testing.assert_close(found, weight, rtol=3e-6, atol=3e-7, msg=name)
 
 
 def test_settings_that_do_not_fit_the_text_are_refused(folder: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoint(tmp_path: Path) -> None:
     [
         ({"mask_rate": 0.0}, "mask_rate is 0.0, expected a number between 0 and 1"),
         ({"hidden_size": 31}, "hidden_size is 31, expected a multiple of num_heads, 2"),
-        ({"max_length": 41}, "max_length is 41, expected 8 to max_positions, 40"),
+        ({"max_length": 41}, "max_length is 41, expected 10 to max_positions, 40"),
         ({"tokens_per_batch": 10}, "tokens_per_batch is 10, expected at least max_length, 24"),
         ({"adversary": "both"}, "adversary is 'both', expected 'none', 'source' or 'all'"),
         ({"exponent": 2.0}, "exponent is 2.0"),

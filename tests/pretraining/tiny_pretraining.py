@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 48,
     "max_positions": 40,
     "max_length": 24,
-    "short_length": 8,
+    "short_length": 10,
     "steps": 6,
     "tokens_per_batch": 96,
     "adversary_tokens": 64,
