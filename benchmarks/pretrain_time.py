@@ -121,7 +121,8 @@ def _pretrainer(options: argparse.Namespace, device: torch.device) -> Pretrainer
         vocabulary_size=options.vocabulary, tokens_per_batch=options.tokens, precision="bf16",
         max_length=LENGTH, warmup_steps=1,
     )  # fmt: skip
-    words = "a few words are enough of a text for a model that is not to learn".split()
+    sentence = "a few words are enough of a text for a model that is not to learn"
+    words = sentence.split()
     texts = {"en": [" ".join(words[i:] + words[:i]) for i in range(len(words))]}
     tokenizer = train_vocabulary(texts, 200)
     # The products do not depend on what pieces are called.
