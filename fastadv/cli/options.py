@@ -86,7 +86,7 @@ def add_model(parser: ArgumentParser, finetuned: bool) -> None:
     what = (
         "folder of a finetuned model, such as best/ or last/ of a run"
         if finetuned
-        else "hub id, folder (of a finetuned model too), or e5-small"
+        else "hub id, folder (of a finetuned model too), fastadv-mini or e5-small"
     )
     parser.add_argument("--model", type=str, required=True, help=what)
 

@@ -41,7 +41,10 @@ TRACKERS: tuple[Tracker, ...] = ("tensorboard", "wandb", "trackio")
 def add_options(parser: ArgumentParser) -> None:
     add_options_file(parser)
     parser.add_argument(
-        "--model", type=str, required=True, help="what to start from: hub id, folder, or e5-small"
+        "--model",
+        type=str,
+        required=True,
+        help="what to start from: hub id, folder, fastadv-mini or e5-small",
     )
     parser.add_argument(
         "--task",
