@@ -27,6 +27,7 @@ from fastadv.export import load_model, save_model
 from fastadv.fit import History, Run
 from fastadv.heads import HEAD_OPERATIONS, AdversarialModel
 from fastadv.loading import load_encoder, load_tokenizer
+from fastadv.observer import Observer
 from fastadv.packing import PackedBatch, pack
 from fastadv.padded_encoder import set_dropout
 from fastadv.precision import autocast_dtype, resolve_precision
@@ -217,6 +218,8 @@ class AdversarialFinetuner:
         resume: bool = False,
         quiet: bool = False,
         trackers: Sequence[str] = (),
+        observer: Observer | None = None,
+        export: bool = True,
     ) -> History:
         """Runs Algorithm 1 for `config.steps` iterations.
 
@@ -232,6 +235,8 @@ class AdversarialFinetuner:
             quiet: No progress; warnings are still shown.
             trackers: Where else to send what goes to metrics.jsonl: "tensorboard", "wandb",
                 "trackio".
+            observer: Looks at the model at every evaluation (see `fastadv.observer`).
+            export: Write best/ and last/; without, the checkpoint holds the last weights alone.
 
         Returns:
             The history; the finetuner itself holds the last step's weights.
@@ -247,7 +252,8 @@ class AdversarialFinetuner:
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
-        return Run(self, draws, dev_set, tests, folder, quiet, trackers).go(resume)
+        run = Run(self, draws, dev_set, tests, folder, quiet, trackers, observer, export)
+        return run.go(resume)
 
     def evaluate(self, data: Mapping[str, Data]) -> dict[str, dict[str, float]]:
         """Scores by name: {"accuracy", "macro_f1"}, or for NER {"precision", "recall", "f1"}."""

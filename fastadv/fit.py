@@ -16,9 +16,11 @@ from fastadv.checkpoint import find_checkpoint, replace_folder
 from fastadv.discriminator_health import diagnose
 from fastadv.draws import Draws
 from fastadv.evaluate import SCORE, EvaluationSet, reading
+from fastadv.observer import Observer
 from fastadv.packing import PackedBatch
 from fastadv.prefetch import Prefetch
 from fastadv.progress import Bar, LossMeter, MetricsFile, notice
+from fastadv.run_state import under
 from fastadv.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 from fastadv.stopping import Stopped, StopRequest, stop_request
 from fastadv.trackers import Tracker, open_tracker
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 BEST, LAST = "best", "last"
+OBSERVER = "observer."
 
 Batches = tuple[PackedBatch, PackedBatch | None, PackedBatch | None]
 Prepared = tuple[Batches, HostStep | None, dict[str, int]]
@@ -40,8 +43,8 @@ class History:
 
     Attributes:
         records: The lines of metrics.jsonl: {"kind": "train", "step", mean losses, rates},
-            {"kind": "eval", "step", "dev": {metric: value}, "test": {name: {metric: value}}} and
-            {"kind": "warning", "step", "message"}.
+            {"kind": "eval", "step", "dev": {metric: value}, "test": {name: {metric: value}}} (and
+            what an observer found as "observed") and {"kind": "warning", "step", "message"}.
         best_step: The step with the best score on the source language's dev set, the earliest
             of equals (paper, section 3.1: selection on English dev); None without a dev set.
         best_score: That score: accuracy, or F1 for NER.
@@ -68,7 +71,10 @@ class Run:
         output_dir: Path | None,
         quiet: bool,
         trackers: Sequence[str] = (),
+        observer: Observer | None = None,
+        export: bool = True,
     ) -> None:
+        self.observer, self.export = observer, export
         self.tuner, self.draws, self.dev, self.tests = tuner, draws, dev, dict(tests)
         self.config, self.trainer = tuner.config, tuner.trainer
         self.output_dir, self.quiet = output_dir, quiet
@@ -189,7 +195,7 @@ class Run:
             bar.warn(f"step {step}: {message}")
 
     def _evaluate(self, bar: Bar) -> None:
-        if self.dev is None and not self.tests:
+        if self.dev is None and not self.tests and self.observer is None:
             return
         step = self.trainer.step_count
         record: dict[str, Any] = {"kind": "eval", "step": step}
@@ -197,6 +203,8 @@ class Run:
             if self.dev is not None:
                 record["dev"] = self.tuner.score(self.dev)
             record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
+            if self.observer is not None:
+                record["observed"] = self.observer.observe(self.tuner, step)
         self._record(record)
         metric = SCORE[self.tuner.task]
         scores = {"dev": record["dev"]} if self.dev is not None else {}
@@ -257,6 +265,8 @@ class Run:
             )
         self.draws.positions = self.positions = run["positions"]
         self.meter.sums.copy_(tensors["run.loss_sums"])
+        if self.observer is not None:
+            self.observer.load_state_tensors(under(OBSERVER, tensors))
         self.history.best_step, self.history.best_score = run["best_step"], run["best_score"]
         self.saved_step = self.trainer.step_count
         return int(run["metrics_length"])
@@ -272,9 +282,11 @@ class Run:
             "best_score": self.history.best_score,
             "metrics_length": self.metrics.length,
         }
-        self.tuner.save_checkpoint(
-            self.output_dir / CHECKPOINT, {"run.loss_sums": self.meter.sums}, {"run": run}
-        )
+        tensors = {"run.loss_sums": self.meter.sums}
+        if self.observer is not None:
+            observed = self.observer.state_tensors()
+            tensors |= {OBSERVER + name: tensor for name, tensor in observed.items()}
+        self.tuner.save_checkpoint(self.output_dir / CHECKPOINT, tensors, {"run": run})
         self.saved_step = self.trainer.step_count
 
     def _check_finite(self) -> None:
@@ -299,7 +311,7 @@ class Run:
         return f"stopped at step {step}, the checkpoint of step {self.saved_step} is kept"
 
     def _export(self, name: str) -> None:
-        if self.output_dir is not None:
+        if self.output_dir is not None and self.export:
             replace_folder(self.output_dir / name, self.tuner.save_pretrained)
 
     def _finish(self) -> None:

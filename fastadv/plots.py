@@ -14,10 +14,11 @@ from fastadv.fit import History
 # Okabe and Ito's colours, which colour-blind readers tell apart too; line and marker tell the
 # systems apart without colour. As in the paper's Figure 2: solid without the adversary, dashed
 # with it.
+COLOURS = {"baseline": "#0072B2", "adversarial": "#D55E00"}
 _STYLES: dict[str, dict[str, Any]] = {
-    "baseline": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "baseline": {"color": COLOURS["baseline"], "linestyle": "-", "marker": "o"},
     "adversarial": {
-        "color": "#D55E00",
+        "color": COLOURS["adversarial"],
         "linestyle": (0, (4, 1.5)),
         "marker": "s",
         "markerfacecolor": "white",
@@ -32,12 +33,12 @@ _LOSSES = (
     ("loss_discriminator", "$L_D$", "#009E73", "-"),
     ("loss_generator", "$L_G$", "#CC79A7", (0, (1, 1))),
 )
-_GUESSING = {"color": "#666666", "linewidth": 0.8, "linestyle": (0, (6, 2, 1, 2))}
+GUESSING = {"color": "#666666", "linewidth": 0.8, "linestyle": (0, (6, 2, 1, 2))}
 _POINTS = 40
 """Points of a training series at most; each is the mean of what it stands for."""
 # Drawn at the width of a printed page's text, so that its letters come out at their own size.
 _WIDTH, _PANEL_HEIGHT, _LEGEND_HEIGHT = 7.0, 1.75, 0.45
-_RC = {
+RC = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -81,8 +82,8 @@ def plot_curves(path: Path, histories: Mapping[str, History], task: Task) -> Non
     panels = len(sets) + trained + 2 * adversarial
     columns = 2 if panels in (2, 4) else min(3, panels)
     rows = math.ceil(panels / columns)
-    plt = _pyplot()
-    with plt.rc_context(_RC):
+    plt = pyplot()
+    with plt.rc_context(RC):
         height = rows * _PANEL_HEIGHT + _LEGEND_HEIGHT
         figure, grid = plt.subplots(
             rows, columns, figsize=(_WIDTH, height), squeeze=False, layout="constrained"
@@ -154,14 +155,14 @@ def _draw_adversarial_losses(axis: Any, histories: Mapping[str, History]) -> Non
             axis.annotate(
                 symbol, (step, loss), (4, 0), textcoords="offset points", color=colour, va=side
             )
-    axis.axhline(2 * math.log(2), **_GUESSING)
+    axis.axhline(2 * math.log(2), **GUESSING)
     _finish(axis, "adversarial losses (grey: D guesses)", "loss")
 
 
 def _draw_discriminator(axis: Any, histories: Mapping[str, History]) -> None:
     for run, history in histories.items():
         _draw_series(axis, history, "discriminator_accuracy", **_style(run))
-    axis.axhline(0.5, **_GUESSING)
+    axis.axhline(0.5, **GUESSING)
     axis.set_ylim(min(0.4, axis.get_ylim()[0]), 1.02)
     _finish(axis, "discriminator (grey: guessing)", "accuracy")
 
@@ -224,7 +225,12 @@ def _legend(figure: Any, grid: Any, histories: Mapping[str, History]) -> None:
     )
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing to files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:

@@ -85,18 +85,18 @@ def restore(
     """
     _check_same_run(tuner, state, path)
     # Buffers are not trained, and are what the model that a run starts from has.
-    missing, unexpected = tuner.model.load_state_dict(_under("model.", tensors), strict=False)
+    missing, unexpected = tuner.model.load_state_dict(under("model.", tensors), strict=False)
     parameters = dict(tuner.model.named_parameters())
     wrong = unexpected + [name for name in missing if name in parameters]
     if wrong:
         raise ValueError(f"{path}: the checkpoint does not match the model at {wrong[0]}")
     if (deferred := tuner.trainer.deferred) is not None:
-        deferred.load_state_tensors(_under("deferred.", tensors))
-    saved = _under("residual.", tensors)
+        deferred.load_state_tensors(under("deferred.", tensors))
+    saved = under("residual.", tensors)
     for name, residual in _residuals(tuner):
         residual.copy_(saved[name])
     for phase, optimizer in tuner.trainer.optimizers.items():
-        optimizer.load_state_tensors(_under(f"optimizer.{phase}.", tensors))
+        optimizer.load_state_tensors(under(f"optimizer.{phase}.", tensors))
         optimizer.skipped = state["skipped"][phase]
     tuner.trainer.step_count = state["step"]
 
@@ -121,5 +121,6 @@ def _residuals(tuner: Trained) -> list[tuple[str, Tensor]]:
     return [(n, r) for n, p in named if (r := found.of(p)) is not None]
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -44,7 +44,7 @@ def history(
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Figures stay open to be looked into, and are closed afterwards."""
-    pyplot = plots._pyplot()
+    pyplot = plots.pyplot()
     close, made = pyplot.close, []
     monkeypatch.setattr(pyplot, "close", made.append)
     yield made

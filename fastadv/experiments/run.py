@@ -1,0 +1,130 @@
+"""One run of an experiment: trained, observed, summed up in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastadv.checkpoint import previous_of
+from fastadv.data import as_texts, read_pairs
+from fastadv.experiments.observer import ExperimentObserver, TargetTexts
+from fastadv.experiments.plan import ADVERSARIAL, ExperimentPlan, RunPlan, Target
+from fastadv.finetuner import AdversarialFinetuner
+from fastadv.fit import CHECKPOINT, METRICS, History
+from fastadv.labels import labels_of
+
+RESULT = "result.json"
+HELDOUT_EVERY = 10
+"""Of a language without held-out text of its own, every so many-th text is set aside."""
+
+
+def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = False) -> None:
+    """Trains one run in `folder`, or goes on with it, and writes result.json, which finishes it.
+
+    The checkpoints are removed then: what is kept of a run is its records and its result.
+
+    Raises:
+        ValueError: Malformed data, or a run in `folder` that is of another plan.
+        FloatingPointError: A loss is no longer finite.
+        OSError: The disk is full.
+        Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    texts = {name: _texts(plan, plan.target(name)) for name in run.languages}
+    tuner = AdversarialFinetuner(
+        plan.model, plan.task, labels_of(plan.source.train, plan.task), plan.settings(run)
+    )
+    observer = ExperimentObserver(
+        tuner,
+        as_texts(plan.source.dev, plan.task),
+        {name: observed for name, (_, observed) in texts.items()},
+    )
+    tests = {plan.source.language: plan.source.test}
+    tests |= {name: plan.target(name).test for name in run.languages}
+    unlabeled = {n: trained for n, (trained, _) in texts.items() if run.condition == ADVERSARIAL}
+    history = tuner.fit(
+        plan.source.train,
+        unlabeled,
+        dev=plan.source.dev,
+        test=tests,
+        output_dir=folder,
+        resume=True,
+        quiet=quiet,
+        observer=observer,
+        export=False,
+    )
+    tuner.model.load_state_dict(observer.mean_weights(), strict=False)
+    averaged = {"evaluations": observer.count, "test": tuner.evaluate(tests)}
+    write_atomically(folder / RESULT, json.dumps(_result(plan, run, history, averaged)) + "\n")
+    remove_checkpoints(folder)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """What a finished run needs no more."""
+    for path in (folder / CHECKPOINT, previous_of(folder / CHECKPOINT)):
+        path.unlink(missing_ok=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder was performed to its end."""
+    return (folder / RESULT).exists()
+
+
+def has_records(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / METRICS).exists()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Puts a file in place whole; a stop at any point leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _texts(plan: ExperimentPlan, target: Target) -> tuple[Any, TargetTexts]:
+    """What the adversary trains on, and what is observed."""
+    unlabeled: Any = as_texts(target.unlabeled, plan.task)
+    heldout: Any
+    if target.heldout is not None:
+        trained, heldout = unlabeled, as_texts(target.heldout, plan.task)
+    else:
+        heldout = unlabeled[::HELDOUT_EVERY]
+        trained = [t for number, t in enumerate(unlabeled) if number % HELDOUT_EVERY]
+    pairs = None if target.translations is None else read_pairs(*target.translations)
+    return trained, TargetTexts(trained, heldout, pairs)
+
+
+def _result(
+    plan: ExperimentPlan, run: RunPlan, history: History, averaged: dict[str, Any]
+) -> dict[str, Any]:
+    """A line of results.jsonl: nothing in it depends on when or how fast the run was made."""
+    training = [
+        {n: v for n, v in record.items() if not n.endswith("_per_second") and n != "kind"}
+        for record in history.records
+        if record["kind"] == "train"
+    ]
+    evaluations = [{n: v for n, v in e.items() if n != "kind"} for e in history.evaluations()]
+    return {
+        "run": run.name,
+        "experiment": plan.name,
+        "model": plan.model,
+        "task": plan.task,
+        "condition": run.condition,
+        "source": plan.source.language,
+        "languages": list(run.languages),
+        "seed": run.seed,
+        "selected_step": history.best_step,
+        "evaluations": evaluations,
+        "averaged": averaged,
+        "training": training,
+        "warnings": [r["message"] for r in history.records if r["kind"] == "warning"],
+    }

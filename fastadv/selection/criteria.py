@@ -1,0 +1,130 @@
+"""Criteria: which step of a run to keep for a target language.
+
+A criterion gives every evaluation of a run a value, and the greatest wins, the earliest of
+equals. What it reads are evaluation records as `fit` writes them to metrics.jsonl, with the
+signals that an experiment's observer adds: {"kind": "eval", "step", "dev": {metric: value},
+"test": {name: {metric: value}}, "observed": {language: {signal: value}}}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Evaluation = Mapping[str, Any]
+Criterion = Callable[[Evaluation, str, str], float | None]
+
+ORACLE = "oracle"
+"""The best step by the target's own test labels: a bound, and not allowed."""
+NEAR_CHANCE = 0.5
+
+
+def _signal(name: str, sign: float = 1.0) -> Criterion:
+    def value(evaluation: Evaluation, language: str, metric: str) -> float | None:
+        found = evaluation.get("observed", {}).get(language, {}).get(name)
+        return None if found is None else sign * float(found)
+
+    return value
+
+
+def _english_dev(evaluation: Evaluation, language: str, metric: str) -> float | None:
+    return evaluation["dev"][metric] if "dev" in evaluation else None
+
+
+def _last(evaluation: Evaluation, language: str, metric: str) -> float | None:
+    return float(evaluation["step"])
+
+
+def _near_chance(evaluation: Evaluation, language: str, metric: str) -> float | None:
+    accuracy = _signal("discriminator_accuracy")(evaluation, language, metric)
+    return None if accuracy is None else -abs(accuracy - NEAR_CHANCE)
+
+
+def _probe_near_chance(evaluation: Evaluation, language: str, metric: str) -> float | None:
+    accuracy = _signal("probe_accuracy")(evaluation, language, metric)
+    return None if accuracy is None else -abs(accuracy - NEAR_CHANCE)
+
+
+def _test(evaluation: Evaluation, language: str, metric: str) -> float | None:
+    return evaluation["test"][language][metric] if language in evaluation["test"] else None
+
+
+CRITERIA: dict[str, Criterion] = {
+    "english_dev": _english_dev,
+    "last": _last,
+    "entropy": _signal("entropy", -1.0),
+    "information": _signal("information"),
+    "nuclear_norm": _signal("nuclear_norm"),
+    "neighborhood_density": _signal("neighborhood_density"),
+    "discriminator_near_chance": _near_chance,
+    "probe_near_chance": _probe_near_chance,
+    "alignment": _signal("alignment"),
+}
+"""By name; arguments are an evaluation, the target language and the task's metric."""
+
+ENSEMBLES: dict[str, tuple[str, ...]] = {
+    "english_dev+information": ("english_dev", "information"),
+    "english_dev+information+neighborhood_density": (
+        "english_dev",
+        "information",
+        "neighborhood_density",
+    ),
+    "english_dev+last": ("english_dev", "last"),
+}
+"""Steps by the mean of their ranks under several criteria."""
+
+
+def values(
+    evaluations: Sequence[Evaluation], language: str, criterion: str, metric: str
+) -> list[float] | None:
+    """The criterion's value at every evaluation; None if one has none, as a baseline has no
+    discriminator.
+
+    Args:
+        evaluations: Of one run, in the order of their steps.
+        language: The target's name among test sets and signals.
+        criterion: A key of `CRITERIA` or `ENSEMBLES`, or `ORACLE`.
+        metric: "accuracy" or "f1".
+
+    Raises:
+        ValueError: There is no such criterion.
+    """
+    if criterion in ENSEMBLES:
+        parts = [values(evaluations, language, part, metric) for part in ENSEMBLES[criterion]]
+        if any(part is None for part in parts):
+            return None
+        return list(np.mean([_ranks(part) for part in parts if part is not None], axis=0))
+    if criterion != ORACLE and criterion not in CRITERIA:
+        known = ", ".join([*CRITERIA, *ENSEMBLES, ORACLE])
+        raise ValueError(f"found the criterion {criterion!r}, expected one of {known}")
+    value = _test if criterion == ORACLE else CRITERIA[criterion]
+    found = [value(evaluation, language, metric) for evaluation in evaluations]
+    return None if None in found else [float(v) for v in found if v is not None]
+
+
+def chosen_step(
+    evaluations: Sequence[Evaluation], language: str, criterion: str, metric: str
+) -> int | None:
+    """The step whose value is the greatest, the earliest of equals; None where there is no value.
+
+    Step 0 is no candidate: its heads were never trained.
+
+    Raises:
+        ValueError: There is no such criterion.
+    """
+    trained = [evaluation for evaluation in evaluations if evaluation["step"] > 0]
+    found = values(trained, language, criterion, metric)
+    if not found:
+        return None
+    return int(trained[int(np.argmax(found))]["step"])
+
+
+def _ranks(found: Sequence[float]) -> np.ndarray:
+    """(N,) from 0 for the least; equals share the mean of their places."""
+    array = np.asarray(found)
+    below = (array[:, None] > array[None, :]).sum(axis=1)
+    equal = (array[:, None] == array[None, :]).sum(axis=1)
+    result: np.ndarray = below + (equal - 1) / 2
+    return result
