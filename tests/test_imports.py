@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 OPS = {"ops", "backends", "kernels", "_C"}
-TOP = {"finetuner", "fit", "cli", "__main__", "demo", "run_state", "pretraining"}
+TOP = {
+    "finetuner", "fit", "cli", "__main__", "demo", "run_state", "pretraining", "experiments",
+}  # fmt: skip
 LEARNING = {
     *TOP, "trainer", "encoder", "padded_encoder", "composed_pass", "architectures", "heads",
     "optim", "capturable_adam", "phase_optimizers", "step_graphs", "reference", "evaluate",
@@ -27,6 +29,7 @@ FORBIDDEN = {
     "sampling": LEARNING | OPS,
     "metrics": LEARNING | OPS,
     "config": LEARNING | OPS,
+    "selection": LEARNING | OPS,
     "trackers": LEARNING | OPS,
     "discriminator_health": LEARNING | OPS,
     "loading": LEARNING | OPS,
@@ -48,7 +51,9 @@ FORBIDDEN = {
     "trainer": TOP,
     "step_graphs": TOP,
     "reference": TOP | OPS,
-    "finetuner": {"cli", "__main__", "demo"},
+    "finetuner": {"cli", "__main__", "demo", "experiments"},
+    "fit": {"cli", "__main__", "demo", "experiments"},
+    "experiments": {"cli", "__main__", "demo", "pretraining"},
 }
 
 

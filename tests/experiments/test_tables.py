@@ -1,0 +1,155 @@
+"""Tables from results whose numbers are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastadv.experiments import paper
+from fastadv.experiments.results import Results, mean_and_deviation
+from fastadv.experiments.tables import (
+    NOT_ALLOWED,
+    Table,
+    alignment_table,
+    all_tables,
+    criteria_table,
+    discriminator_table,
+    score_table,
+)
+
+
+def line(condition: str, seed: int, *steps: tuple[float, float, float, float]) -> dict[str, Any]:
+    """Of English dev, German test and information at each step, with the alignment after it."""
+    evaluations = [
+        {
+            "step": 10 * number,
+            "dev": {"accuracy": dev},
+            "test": {"en": {"accuracy": dev / 2}, "de": {"accuracy": test}},
+            "observed": {
+                "de": {"information": information, "alignment": alignment, "probe_accuracy": 0.9}
+                | ({"discriminator_accuracy": 0.75} if condition == "adversarial" else {})
+            },
+        }
+        for number, (dev, test, information, alignment) in enumerate(steps)
+    ]
+    return {
+        "run": f"{condition}-{seed}", "experiment": "made up", "model": "tiny",
+        "task": "classification", "condition": condition, "source": "en", "languages": ["de"],
+        "seed": seed, "evaluations": evaluations,
+        "averaged": {"evaluations": 1, "test": {"en": {"accuracy": 0.5}, "de": {"accuracy": 0.4}}},
+    }  # fmt: skip
+
+
+LINES = [
+    line("baseline", 0, (0.9, 0.9, 0, 0.5), (0.8, 0.60, 1, 0.6), (0.7, 0.70, 2, 0.7)),
+    line("baseline", 1, (0.9, 0.9, 0, 0.5), (0.8, 0.64, 1, 0.6), (0.7, 0.50, 2, 0.9)),
+    line("adversarial", 0, (0.9, 0.9, 0, 0.5), (0.6, 0.75, 3, 0.6), (0.8, 0.65, 2, 0.9)),
+    line("adversarial", 1, (0.9, 0.9, 0, 0.5), (0.6, 0.30, 3, 0.6), (0.8, 0.66, 2, 0.9)),
+]
+RESULTS = Results(LINES)
+
+
+def row(table: Table, name: str) -> list[str]:
+    return next(cells for first, *cells in table.rows if first == name)
+
+
+def test_scores_are_means_and_deviations_at_the_step_chosen_on_english_dev() -> None:
+    table = score_table(RESULTS)
+    assert table.header == ["", "en", "de", "mean of targets"]
+    # 0.60 and 0.64; 0.65 and 0.66; by seed +0.05 and +0.02.
+    assert row(table, "baseline") == ["40.0 ± 0.0", "62.0 ± 2.8", "62.0 ± 2.8"]
+    assert row(table, "adversarial") == ["-", "65.5 ± 0.7", "65.5 ± 0.7"]
+    assert row(table, "difference, paired by seed") == ["-", "+3.5 ± 2.1", "+3.5 ± 2.1"]
+    assert "2 seeds" in table.title
+
+
+def test_criteria_beside_the_oracle() -> None:
+    table = criteria_table(RESULTS, "baseline")
+    assert row(table, "last") == ["60.0 ± 14.1", "60.0 ± 14.1", "7.0 ± 9.9"]
+    assert row(table, "information") == row(table, "last")
+    assert row(table, NOT_ALLOWED) == ["67.0 ± 4.2", "67.0 ± 4.2", "0.0 ± 0.0"]
+    assert row(table, "mean_weights")[0] == "40.0 ± 0.0"
+    names = [cells[0] for cells in table.rows]
+    assert names[-1] == NOT_ALLOWED and "not allowed" in NOT_ALLOWED
+    # What was not measured has no row.
+    assert "entropy" not in names and "discriminator_near_chance" not in names
+    adversarial = criteria_table(RESULTS, "adversarial")
+    assert "discriminator_near_chance" in [cells[0] for cells in adversarial.rows]
+
+
+def test_alignment_before_and_after() -> None:
+    table = alignment_table(RESULTS)
+    assert table.rows == [
+        ["before finetuning", "0.500"],
+        ["without adversary", "0.800 ± 0.141"],
+        ["with adversary", "0.900 ± 0.000"],
+    ]
+    beside = alignment_table(RESULTS, "mldoc")
+    assert beside.rows[0] == ["Without Adv. (paper)", "0.74"]
+    assert len(beside.rows) == 5
+
+
+def test_the_discriminator_has_no_row_of_the_baseline() -> None:
+    table = discriminator_table(RESULTS)
+    assert row(table, "discriminator's accuracy, after") == ["0.750 ± 0.000"]
+    assert row(table, "discriminator's loss, after") == ["-"]
+
+
+@pytest.mark.parametrize("corpus", ["mldoc", "conll"])
+def test_the_papers_rows_stand_first(corpus: str) -> None:
+    table = score_table(RESULTS, corpus)
+    assert [cells[0] for cells in table.rows[:2]] == [paper.WITHOUT, paper.WITH]
+    assert table.rows[0][1] == {"mldoc": "94.2", "conll": "91.1"}[corpus]
+    assert table.rows[1][1:3] == ["-", {"mldoc": "88.1", "conll": "71.9"}[corpus]]
+
+
+def test_the_papers_numbers_are_whole() -> None:
+    """Sums over the printed rows of Tables 1 to 3, added up by hand."""
+    sums = {
+        (corpus, name): round(sum(values.values()), 1)
+        for corpus, rows in paper.SCORES.items()
+        for name, values in rows.items()
+    }
+    assert sums == {
+        ("mldoc", paper.WITHOUT): 605.8,
+        ("mldoc", paper.WITH): 565.8,
+        ("conll", paper.WITHOUT): 312.2,
+        ("conll", paper.WITH): 223.8,
+    }
+    assert [round(sum(v.values()), 2) for v in paper.ALIGNMENT.values()] == [4.98, 6.38]
+
+
+def test_unfinished_experiments_have_tables_of_what_there_is() -> None:
+    tables = all_tables(Results(LINES[:1]))
+    assert "criteria_adversarial" not in tables
+    assert row(tables["scores"], "baseline") == ["40.0", "60.0", "60.0"]
+    assert row(tables["scores"], "adversarial") == ["-", "-", "-"]
+
+
+def test_markdown_and_csv_hold_the_same_cells() -> None:
+    table = criteria_table(RESULTS, "adversarial")
+    read = list(csv.reader(io.StringIO(table.csv())))
+    assert read == [table.header, *table.rows]
+    markdown = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in line[1:-1].split("|")] for line in markdown]
+    assert [split[0], *split[2:]] == read
+
+
+def test_a_single_value_has_no_deviation() -> None:
+    assert mean_and_deviation([0.5]) == (0.5, None)
+    assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+
+
+def test_results_of_two_experiments_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in (LINES[0], {**LINES[1], "model": "m"})))
+    with pytest.raises(ValueError, match=r"results\.jsonl: .*expected those of one experiment"):
+        Results.read(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="found no finished run"):
+        Results.read(path)
