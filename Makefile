@@ -38,7 +38,7 @@ $(VENV)/native.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
 
 # The extras by themselves: installing the package again would compile it again.
 $(VENV)/develop.stamp: $(VENV)/native.stamp
-	$(RUN) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(line for name in "test triton lint docs hub tensorboard wandb trackio".split() for line in extras[name]), sep="\n")' > $(VENV)/develop.txt
+	$(RUN) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(line for name in "test triton lint docs hub tune tensorboard wandb trackio".split() for line in extras[name]), sep="\n")' > $(VENV)/develop.txt
 	$(PIP) install -q --use-pep517 -r $(VENV)/develop.txt
 	@touch $@
 

@@ -13,7 +13,18 @@ from types import ModuleType
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from safetensors import SafetensorError
 
-from fastadv.cli import align, demo, embed, env, evaluate, experiment, predict, pretrain, train
+from fastadv.cli import (
+    align,
+    demo,
+    embed,
+    env,
+    evaluate,
+    experiment,
+    predict,
+    pretrain,
+    train,
+    tune,
+)
 from fastadv.cli.messages import one_line, only_our_messages, usage_mistake
 from fastadv.cli.options import Help
 from fastadv.cli.output import give_up_stdout
@@ -21,6 +32,7 @@ from fastadv.cli.signals import raised_signals
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
+    "tune": tune,
     "experiment": experiment,
     "pretrain": pretrain,
     "evaluate": evaluate,
@@ -31,7 +43,7 @@ COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
 }
 # Those whose runs go on where they were stopped.
-RESUMABLE = {"train": train, "experiment": experiment, "pretrain": pretrain}
+RESUMABLE = {"train": train, "tune": tune, "experiment": experiment, "pretrain": pretrain}
 DONE, REFUSED = 0, 2
 # As the shell reports a program that a closed pipe ended, such as `cat` before `head`.
 PIPE_CLOSED = 128 + signal.SIGPIPE

@@ -112,7 +112,7 @@ def run(options: Namespace) -> None:
     output = Path(options.output)
     refuse_other_run(output, options.resume, options.baseline)
     hush(options.quiet)
-    data, labels = _data(options)
+    data, labels = data_and_labels(options)
     variants = {"adversarial" if config.adversarial else "baseline": (output, config)}
     if options.baseline:
         twin = dataclasses.replace(config, adversarial=False)
@@ -138,12 +138,16 @@ def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) 
     return f"{said}; {how} with: {shlex.join(['fastadv', *resumed])}"
 
 
-def _data(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The arguments of `fit` that are data, and the labels of the training file."""
+def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of `fit` that are data, and the labels of the training file.
+
+    `test` may be no option of the command.
+    """
     from fastadv.data import as_documents, as_sentences, as_texts
     from fastadv.labels import labels_of
 
-    unlabeled, test = named(options.unlabeled, "--unlabeled"), named(options.test, "--test")
+    unlabeled = named(options.unlabeled, "--unlabeled")
+    test = named(options.get("test"), "--test")
     reading = Reading(options, ["train", "dev", *unlabeled, *test])
 
     def labelled(name: str, path: str) -> Any:

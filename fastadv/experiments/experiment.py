@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fastadv.atomic_file import write_atomically
 from fastadv.experiments.plan import ExperimentPlan, RunPlan
 from fastadv.experiments.run import (
     RESULT,
@@ -21,7 +22,6 @@ from fastadv.experiments.run import (
     is_finished,
     perform,
     remove_checkpoints,
-    write_atomically,
 )
 from fastadv.progress import notice
 from fastadv.stopping import Stopped

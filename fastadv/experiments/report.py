@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from fastadv.atomic_file import write_atomically
 from fastadv.experiments.experiment import RESULTS, Experiment
 from fastadv.experiments.figures import plot_discriminator, plot_scores
 from fastadv.experiments.results import CONDITIONS, Results
-from fastadv.experiments.run import write_atomically
 from fastadv.experiments.tables import Table, all_tables
 
 TABLES, REPORT, FIGURES = "tables.md", "report.html", "figures"

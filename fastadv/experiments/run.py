@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastadv.atomic_file import write_atomically
 from fastadv.checkpoint import previous_of
 from fastadv.data import as_texts, read_pairs
 from fastadv.experiments.observer import ExperimentObserver, TargetTexts
@@ -78,16 +78,6 @@ def is_finished(folder: Path) -> bool:
 def has_records(folder: Path) -> bool:
     """Whether a run was begun in a folder."""
     return (folder / METRICS).exists()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Puts a file in place whole; a stop at any point leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _texts(plan: ExperimentPlan, target: Target) -> tuple[Any, TargetTexts]:
