@@ -70,8 +70,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--threads",
         type=int | None,
         default=None,
-        help="threads of each run on the CPU, where results depend on them in the last digits; by "
-        "default the cores shared out over the jobs",
+        help="threads of each run on the CPU; by default the cores shared out over the jobs",
     )
     add_quiet(parser)
     parser.add_class_arguments(
