@@ -12,7 +12,7 @@ from fastadv.atomic_file import write_atomically
 from fastadv.checkpoint import previous_of
 from fastadv.data import as_texts, read_pairs
 from fastadv.experiments.observer import ExperimentObserver, TargetTexts
-from fastadv.experiments.plan import ADVERSARIAL, ExperimentPlan, RunPlan, Target
+from fastadv.experiments.plan import ADVERSARIAL, BASELINE, ExperimentPlan, RunPlan, Target
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.fit import CHECKPOINT, METRICS, History
 from fastadv.labels import labels_of
@@ -44,8 +44,10 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         as_texts(plan.source.dev, plan.task),
         {name: observed for name, (_, observed) in texts.items()},
     )
-    tests = {plan.source.language: plan.source.test}
-    tests |= {name: plan.target(name).test for name in run.languages}
+    tests = {name: plan.target(name).test for name in run.languages}
+    if run.condition == BASELINE:
+        # Of adversarial runs no table has the source language, and its test set may be large.
+        tests = {plan.source.language: plan.source.test} | tests
     unlabeled = {n: trained for n, (trained, _) in texts.items() if run.condition == ADVERSARIAL}
     history = tuner.fit(
         plan.source.train,

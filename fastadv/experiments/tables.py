@@ -56,6 +56,8 @@ def all_tables(results: Results, corpus: str | None = None) -> dict[str, Table]:
     for condition in CONDITIONS:
         if any(results.runs(condition, name) for name in results.languages):
             tables[f"criteria_{condition}"] = criteria_table(results, condition)
+    if any(results.effect(name, DEFAULT_CRITERION) for name in results.languages):
+        tables["effect"] = effect_table(results)
     if any(results.signal(BASELINE, name, "alignment") for name in results.languages):
         tables["alignment"] = alignment_table(results, corpus)
     tables["discriminator"] = discriminator_table(results)
@@ -110,6 +112,22 @@ def criteria_table(results: Results, condition: str) -> Table:
     )
     header = ["criterion", *results.languages, "mean of targets", "behind the oracle"]
     return Table(title, header, rows)
+
+
+def effect_table(results: Results) -> Table:
+    """What the adversary adds where both runs of a pair keep the step that a criterion chooses."""
+    rows = []
+    for criterion in (*CRITERIA, *ENSEMBLES, AVERAGED, ORACLE):
+        found = [results.effect(language, criterion) for language in (*results.languages, None)]
+        if not any(found):
+            continue
+        name = NOT_ALLOWED if criterion == ORACLE else criterion
+        rows.append([name, *(_per_cent(effects, sign=True) for effects in found)])
+    title = (
+        "Test score in per cent, adversarial less baseline, of runs of one seed, by how the step "
+        f"of either is chosen: mean ± standard deviation of {_seeds(results)}."
+    )
+    return Table(title, ["criterion", *results.languages, "mean of targets"], rows)
 
 
 def alignment_table(results: Results, corpus: str | None = None) -> Table:

@@ -19,6 +19,7 @@ from fastadv.experiments.tables import (
     all_tables,
     criteria_table,
     discriminator_table,
+    effect_table,
     score_table,
 )
 
@@ -82,6 +83,17 @@ def test_criteria_beside_the_oracle() -> None:
     assert "discriminator_near_chance" in [cells[0] for cells in adversarial.rows]
 
 
+def test_the_effect_is_paired_by_seed_under_every_criterion() -> None:
+    table = effect_table(RESULTS)
+    # By seed -0.05 and +0.16 at the last step; +0.05 and -0.34 at the adversary's first.
+    assert row(table, "last") == ["+5.5 ± 14.8", "+5.5 ± 14.8"]
+    assert row(table, "information") == ["-7.5 ± 17.7", "-7.5 ± 17.7"]
+    assert row(table, "mean_weights")[0] == "+0.0 ± 0.0"
+    assert row(table, NOT_ALLOWED) == ["+3.5 ± 2.1", "+3.5 ± 2.1"]
+    # A baseline has no discriminator, so the two cannot be compared by it.
+    assert "discriminator_near_chance" not in [cells[0] for cells in table.rows]
+
+
 def test_alignment_before_and_after() -> None:
     table = alignment_table(RESULTS)
     assert table.rows == [
@@ -126,7 +138,7 @@ def test_the_papers_numbers_are_whole() -> None:
 
 def test_unfinished_experiments_have_tables_of_what_there_is() -> None:
     tables = all_tables(Results(LINES[:1]))
-    assert "criteria_adversarial" not in tables
+    assert "criteria_adversarial" not in tables and "effect" not in tables
     assert row(tables["scores"], "baseline") == ["40.0", "60.0", "60.0"]
     assert row(tables["scores"], "adversarial") == ["-", "-", "-"]
 
