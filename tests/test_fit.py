@@ -173,8 +173,9 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     tuner = finetuner()
 
     def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        # Not os.kill: two of one kind that wait for another thread at once are one.
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     after(tuner, 3, twice)
     with pytest.raises(KeyboardInterrupt) as stopped:
