@@ -37,14 +37,12 @@ def _last(evaluation: Evaluation, language: str, metric: str) -> float | None:
     return float(evaluation["step"])
 
 
-def _near_chance(evaluation: Evaluation, language: str, metric: str) -> float | None:
-    accuracy = _signal("discriminator_accuracy")(evaluation, language, metric)
-    return None if accuracy is None else -abs(accuracy - NEAR_CHANCE)
+def _near_chance(name: str) -> Criterion:
+    def value(evaluation: Evaluation, language: str, metric: str) -> float | None:
+        accuracy = _signal(name)(evaluation, language, metric)
+        return None if accuracy is None else -abs(accuracy - NEAR_CHANCE)
 
-
-def _probe_near_chance(evaluation: Evaluation, language: str, metric: str) -> float | None:
-    accuracy = _signal("probe_accuracy")(evaluation, language, metric)
-    return None if accuracy is None else -abs(accuracy - NEAR_CHANCE)
+    return value
 
 
 def _test(evaluation: Evaluation, language: str, metric: str) -> float | None:
@@ -58,8 +56,8 @@ CRITERIA: dict[str, Criterion] = {
     "information": _signal("information"),
     "nuclear_norm": _signal("nuclear_norm"),
     "neighborhood_density": _signal("neighborhood_density"),
-    "discriminator_near_chance": _near_chance,
-    "probe_near_chance": _probe_near_chance,
+    "discriminator_near_chance": _near_chance("discriminator_accuracy"),
+    "probe_near_chance": _near_chance("probe_accuracy"),
     "alignment": _signal("alignment"),
 }
 """By name; arguments are an evaluation, the target language and the task's metric."""
