@@ -164,7 +164,9 @@ class WeightLayouts:
         state = _state(weight)
         made = self._made.get(weight)
         if made is None or made[0] != state:
-            made = (state, *self._packed_again(weight.detach(), made))
+            # An inference tensor could not be written again by the pass of a training step.
+            with torch.inference_mode(False):
+                made = (state, *self._packed_again(weight.detach(), made))
             self._made[weight] = made
             _known[weight] = True
         return made

@@ -159,6 +159,23 @@ def test_without_gradient() -> None:
         assert torch.equal(model(one, leading=other), expected)
 
 
+@pytest.mark.parametrize("products", ["native", "torch"])
+def test_trains_after_inference(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the weights that an evaluation made are written again by training."""
+    if backends.why_not("linear", products, "cpu") is not None:
+        pytest.skip(str(backends.why_not("linear", products, "cpu")))
+    monkeypatch.setitem(backends.DEFAULTS, ("linear", "cpu"), (products,))
+    model = encoder(dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        before = model(batch((9,)))
+    with torch.no_grad():
+        model.layers[1].output.weight.mul_(2)
+    after = model(batch((9,)))
+    after.square().sum().backward()
+    assert not torch.equal(after.detach(), before)
+    assert torch.equal(copy.deepcopy(model)(batch((9,))), after)
+
+
 def test_an_update_is_seen() -> None:
     """Copies of the weights are made again after every change of the weights."""
     model = encoder(dtype=torch.bfloat16).eval()
