@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fastadv import environment
 from fastadv.atomic_file import write_atomically
 from fastadv.experiments.plan import ExperimentPlan, RunPlan
 from fastadv.experiments.run import (
@@ -27,6 +28,7 @@ from fastadv.progress import notice
 from fastadv.stopping import Stopped
 
 PLAN, RESULTS, RUNS, LOCK = "plan.json", "results.jsonl", "runs", "lock"
+ENVIRONMENT = "environment.txt"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -35,7 +37,8 @@ class Experiment:
 
     Holds plan.json, runs/NAME/ for every run, and results.jsonl: the results of the runs that are
     finished, in the order of the plan. The last does not depend on how often the experiment was
-    stopped, nor on how many runs went at once.
+    stopped, nor on how many runs went at once; but on the kind of processor and the libraries,
+    whose sums round differently. environment.txt has those that it was begun and gone on with.
 
     Args:
         folder: Made if need be.
@@ -90,6 +93,8 @@ class Experiment:
         with _alone(self.folder):
             self.gather()
             missing = self.missing()
+            if missing:
+                self._note_environment()
             for run in self.plan.runs():
                 if run not in missing:
                     # A stop may have come between a result and this.
@@ -104,6 +109,14 @@ class Experiment:
         files = [self.run_folder(run) / RESULT for run in self.plan.runs()]
         lines = [file.read_text("utf-8") for file in files if file.exists()]
         write_atomically(self.folder / RESULTS, "".join(lines))
+
+    def _note_environment(self) -> None:
+        """Adds this machine and its libraries to environment.txt, unless they stand last there."""
+        path = self.folder / ENVIRONMENT
+        known = path.read_text("utf-8") if path.exists() else ""
+        here = environment.report() + "\n"
+        if not known.endswith(here):
+            write_atomically(path, f"{known}\n{here}" if known else here)
 
     def _one_by_one(self, missing: list[RunPlan], quiet: bool) -> None:
         for run in missing:
@@ -161,20 +174,20 @@ class _Processes:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "fastadv.experiments.worker",
                      str(self.experiment.folder), run.name],
-                    stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment(slot),
+                    stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._variables(slot),
                     start_new_session=True,
                 )  # fmt: skip
             self.going[slot] = run, process
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        environment = dict(os.environ)
+    def _variables(self, slot: int) -> dict[str, str]:
+        variables = dict(os.environ)
         threads = self.experiment.plan.threads or max(1, (os.cpu_count() or 1) // self.jobs)
-        environment |= {name: str(threads) for name in THREADS}
+        variables |= {name: str(threads) for name in THREADS}
         if (count := torch.cuda.device_count()) > 1:
-            visible = environment.get("CUDA_VISIBLE_DEVICES")
+            visible = variables.get("CUDA_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(k) for k in range(count)]
-            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-        return environment
+            variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        return variables
 
     def _wait(self) -> None:
         """Until a run ends, or a signal is to be passed on."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from fastadv import AdversarialFinetuner
-from fastadv.experiments.experiment import PLAN, RESULTS, RUNS, Experiment
+from fastadv import AdversarialFinetuner, environment
+from fastadv.experiments.experiment import ENVIRONMENT, PLAN, RESULTS, RUNS, Experiment
 from fastadv.experiments.plan_file import read_plan
 
 NAMES = [
@@ -170,6 +170,21 @@ def test_a_signal_stops_it_with_checkpoints_and_the_way_on(
     last = said.splitlines()[-1]
     assert "go on with: fastadv experiment" in last and "--jobs" in last
     assert [*folder.rglob("checkpoint.safetensors")]
+
+
+def test_every_machine_it_ran_on_is_told(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment(tmp_path / "out", read_plan(written))
+    monkeypatch.setattr(experiment, "_one_by_one", lambda missing, quiet: None)
+    for machine in ("one", "one", "another", "one"):
+        monkeypatch.setattr(environment, "report", lambda machine=machine: machine)
+        experiment.go()
+    assert (experiment.folder / ENVIRONMENT).read_text() == "one\n\nanother\n\none\n"
+    monkeypatch.setattr(environment, "report", lambda: "a third")
+    monkeypatch.setattr(experiment, "missing", list)
+    experiment.go()
+    assert "third" not in (experiment.folder / ENVIRONMENT).read_text()
 
 
 def test_a_second_process_is_refused(unbroken: Experiment) -> None:
