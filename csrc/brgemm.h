@@ -1,4 +1,5 @@
-// bfloat16 products of blocks through oneDNN (AMX where there), and the layouts that they read.
+// bfloat16 products of blocks through oneDNN (AMX, else AVX512_BF16), and the layouts that they
+// read.
 //
 // A is row-major; B is interleaved in pairs of rows ("VNNI"): element (k, n) of a K x N matrix is
 // at
@@ -23,23 +24,15 @@ namespace fastadv {
 // Rows of A in one call. One number for all calls, because oneDNN compiles a kernel for each.
 constexpr int64_t kBlockRows = 32;
 
-// Whether the calls below may be used: a processor with bfloat16 products, and not turned off by
-// FASTADV_CPU_LEVEL.
-inline bool has_brgemm() {
-#if defined(FASTADV_AVX512)
-  static const bool has =
-      kCpuLevel == CpuLevel::kAvx512 && at::native::cpublas::could_pack(at::kBFloat16);
-  return has;
-#else
-  return false;
-#endif
-}
-
 // C (rows, n) float32 = A (rows, k) B (k, n), or C += where `add`.
 inline void brgemm(int64_t rows, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda,
                    const c10::BFloat16* b, int64_t ldb, float* c, int64_t ldc, bool add) {
   at::native::cpublas::brgemm(rows, n, k, lda, ldb, ldc, add, a, b, c, true);
 }
+
+// Whether brgemm may be called: a processor with bfloat16 products, and not turned off by
+// FASTADV_CPU_LEVEL or in oneDNN.
+bool has_brgemm();
 
 // Frees the tile state of a thread at the end of a parallel region.
 struct BrgemmScope {

@@ -214,10 +214,17 @@ def run_at_cpu_level(script: str, level: str, allowed: list[str]) -> None:
     """Runs Python code in a process of its own whose kernels use one instruction set; the level is
     read once, when the extension is loaded. Modules of this folder can be imported.
     """
+    run_with_environment(_CHECK_LEVEL + script, {"FASTADV_CPU_LEVEL": level}, *allowed)
+
+
+def run_with_environment(script: str, variables: dict[str, str], *arguments: str) -> None:
+    """Runs Python code in a process of its own, for variables that libraries read once. Modules of
+    this folder can be imported.
+    """
     places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-c", _CHECK_LEVEL + script, *allowed],
-        env=os.environ | {"FASTADV_CPU_LEVEL": level, "PYTHONPATH": os.pathsep.join(places)},
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(places)},
         capture_output=True,
         text=True,
         check=False,

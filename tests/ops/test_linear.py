@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from op_checks import DEVICES, DTYPES, assert_close, need
+from op_checks import DEVICES, DTYPES, assert_close, need, run_with_environment
 from torch import Tensor
 from torch.library import opcheck
 
+from fastadv import backends
 from fastadv.ops.linear import linear, linear_ref
 
 OP = "linear"
@@ -203,3 +204,27 @@ def test_with_gelu(rows: int, depth: int, width: int) -> None:
     # The same float32 sums over rows, in another order.
     size = grad_plain.double().abs().sum(0)
     assert ((sums_found - sums_plain).abs() <= 1e-6 * (size + 1)).all()
+
+
+ISA_SCRIPT = """
+import sys
+import torch
+from test_linear import SHAPES, test_against_reference, test_same_bits_on_any_number_of_threads
+layout, _ = torch.ops.fastadv.linear_pack(torch.ones(64, 64), torch.bfloat16)
+assert layout.dim() == int(sys.argv[1]), layout.dim()
+for shape in SHAPES:
+    test_against_reference(shape, "native", torch.bfloat16, "cpu")
+test_same_bits_on_any_number_of_threads(torch.bfloat16)
+"""
+
+
+@pytest.mark.parametrize(("isa", "dimensions"), [("AVX512_CORE_BF16", 1), ("AVX512_CORE", 2)])
+def test_without_amx(isa: str, dimensions: int) -> None:
+    """Weights are laid out where the processor multiplies bfloat16, be it not in tiles; where
+    oneDNN may not use that, ATen's product does it.
+    """
+    need(OP, "native", "cpu")
+    assert backends.extension is not None
+    if not backends.extension.cpu_features()["avx512_bf16"]:
+        dimensions = 2
+    run_with_environment(ISA_SCRIPT, {"ONEDNN_MAX_CPU_ISA": isa}, str(dimensions))
