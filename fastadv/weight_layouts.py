@@ -177,8 +177,11 @@ class WeightLayouts:
         plain = made is not None and made[1].shape == weight.shape and self.dtype != weight.dtype
         if made is not None and plain and made[1].device == weight.device:
             # Where it was: a CUDA graph reads it there.
-            made[1].copy_(weight)
-            return made[1:]
+            forward, backward = made[1:]
+            forward.copy_(weight)
+            if backward is not forward:
+                backward.copy_(weight.t())
+            return forward, backward
         return self._pack(weight)
 
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from fastadv import backends
@@ -17,6 +18,7 @@ from fastadv.encoder import PackedBert
 from fastadv.packed_buffers import Stack, empty
 from fastadv.packed_pass import packed_forward
 from fastadv.packing import PackedBatch, TableRows
+from fastadv.weight_layouts import WeightLayouts
 
 pytestmark = [
     pytest.mark.usefixtures("two_threads"),
@@ -174,6 +176,27 @@ def test_trains_after_inference(products: str, monkeypatch: pytest.MonkeyPatch) 
     after.square().sum().backward()
     assert not torch.equal(after.detach(), before)
     assert torch.equal(copy.deepcopy(model)(batch((9,))), after)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (49, 64), (48, 63)], ids=str)
+@pytest.mark.parametrize("products", ["native", "torch"])
+def test_layouts_follow_their_weight(products: str, shape: tuple[int, int]) -> None:
+    """For either direction, also where a weight of odd size is no pairs to lay out."""
+    random = torch.Generator().manual_seed(0)
+    weight = Parameter(torch.randn(shape, generator=random))
+    x = torch.randn(5, shape[1], generator=random).bfloat16()
+    grad = torch.randn(5, shape[0], generator=random).bfloat16()
+    layouts = WeightLayouts(torch.bfloat16, products)
+    for _ in range(3):
+        y, grad_x = torch.empty_like(grad), torch.empty_like(x)
+        layouts.product(x, weight, None, y)
+        layouts.backward_input(grad, weight, grad_x)
+        low = weight.detach().bfloat16().float()
+        # Half a unit of the result's last place, and float32 sums of at most 64 products.
+        for found, exact in ((y, x.float() @ low.t()), (grad_x, grad.float() @ low)):
+            torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-4)
+        with torch.no_grad():
+            weight.mul_(-2).add_(1)
 
 
 def test_an_update_is_seen() -> None:
