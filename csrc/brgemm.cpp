@@ -6,6 +6,8 @@
 #include "cpu_features.h"
 
 namespace fastadv {
+
+#if defined(FASTADV_AVX512)
 namespace {
 
 // PyTorch tells of AMX only (could_pack), though its brgemm runs on AVX512_BF16 too, unless
@@ -35,6 +37,7 @@ bool trial_product() {
 }
 
 }  // namespace
+#endif
 
 bool has_brgemm() {
 #if defined(FASTADV_AVX512)
