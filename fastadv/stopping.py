@@ -15,15 +15,16 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         signal: SIGINT or SIGTERM.
-        step: Steps done.
+        step: Steps done; None where several runs were stopped at once.
         output_dir: The run's folder, from which it can be resumed; None if it had none, and then
             nothing was saved.
     """
 
-    def __init__(self, number: int, step: int, output_dir: Path | None) -> None:
+    def __init__(self, number: int, step: int | None, output_dir: Path | None) -> None:
         self.signal, self.step, self.output_dir = number, step, output_dir
         kept = "nothing was saved" if output_dir is None else f"a checkpoint is in {output_dir}"
-        super().__init__(f"stopped after step {step}, {kept}")
+        when = "" if step is None else f" after step {step}"
+        super().__init__(f"stopped{when}, {kept}")
 
 
 class StopRequest:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from fastadv.experiments.run import (
     remove_checkpoints,
 )
 from fastadv.progress import notice
-from fastadv.stopping import Stopped
+from fastadv.stopping import Stopped, StopRequest, stop_request
 
 PLAN, RESULTS, RUNS, LOCK = "plan.json", "results.jsonl", "runs", "lock"
 ENVIRONMENT = "environment.txt"
@@ -140,29 +139,30 @@ class _Processes:
         self.experiment, self.waiting, self.jobs, self.quiet = experiment, missing, jobs, quiet
         self.going: dict[int, tuple[RunPlan, subprocess.Popen[bytes]]] = {}
         self.failed: list[str] = []
-        self.signal: int | None = None
+        self.passed_on = False
 
     def go(self) -> None:
-        with self._signals_noted():
+        with stop_request(self.quiet) as stop:
             try:
-                while self.going or (self.waiting and self.signal is None):
-                    self._start()
-                    self._wait()
+                while self.going or (self.waiting and stop.signal is None):
+                    self._start(stop)
+                    self._wait(stop)
             except BaseException:
+                # A second signal, for one, which does not wait for checkpoints.
                 for _, process in self.going.values():
                     process.kill()
                 raise
-        if self.signal is not None:
-            raise Stopped(self.signal, 0, self.experiment.folder)
+        if stop.signal is not None:
+            raise Stopped(stop.signal, None, self.experiment.folder)
         if self.failed:
             raise RuntimeError(
                 f"{self.experiment.folder}: {', '.join(self.failed)} failed, see log.txt there; "
                 "the others are finished"
             )
 
-    def _start(self) -> None:
+    def _start(self, stop: StopRequest) -> None:
         for slot in range(self.jobs):
-            if slot in self.going or not self.waiting or self.signal is not None:
+            if slot in self.going or not self.waiting or stop.signal is not None:
                 continue
             run = self.waiting.pop(0)
             folder = self.experiment.run_folder(run)
@@ -189,39 +189,23 @@ class _Processes:
             variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         return variables
 
-    def _wait(self) -> None:
-        """Until a run ends, or a signal is to be passed on."""
-        told = False
+    def _wait(self, stop: StopRequest) -> None:
+        """Until a run ends; a signal that comes before that is passed on to all."""
         while True:
             for slot, (run, process) in list(self.going.items()):
                 with suppress(subprocess.TimeoutExpired):
-                    if process.wait(timeout=0.05) and self.signal is None:
+                    if process.wait(timeout=0.05) and stop.signal is None:
                         self.failed.append(run.name)
                     if process.stdin is not None:
                         process.stdin.close()
                     del self.going[slot]
                     self.experiment.gather()
                     return
-            if self.signal is not None and not told:
-                told = True
+            # Once, over all calls: to a worker a second one means that it is not to save anything.
+            if stop.signal is not None and not self.passed_on:
+                self.passed_on = True
                 for _, process in self.going.values():
                     process.send_signal(signal.SIGTERM)
-
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: object) -> None:
-            self.signal = number
-
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def read_plan_of(folder: Path) -> ExperimentPlan:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from fastadv.atomic_file import write_atomically
-from fastadv.experiments.experiment import RESULTS, Experiment
+from fastadv.experiments.experiment import ENVIRONMENT, RESULTS, Experiment
 from fastadv.experiments.figures import plot_discriminator, plot_scores
+from fastadv.experiments.plan import ExperimentPlan
 from fastadv.experiments.results import CONDITIONS, Results
+from fastadv.experiments.summary import sentences
 from fastadv.experiments.tables import Table, all_tables
+from fastadv.selection import MEANINGS
 
 TABLES, REPORT, FIGURES = "tables.md", "report.html", "figures"
+SECTIONS = {
+    "Scores": ("scores",),
+    "What the adversary adds": ("effect",),
+    "Which step to keep": ("criteria", "criteria_baseline", "criteria_adversarial"),
+    "Translations": ("alignment",),
+    "Is the discriminator working?": ("discriminator",),
+}
+"""Headings of the page, and the names of the tables and kinds of figures under each."""
 
 
 def write_report(experiment: Experiment) -> list[Path]:
@@ -36,48 +47,79 @@ def write_report(experiment: Experiment) -> list[Path]:
     for name, table in tables.items():
         written.append(folder / f"{name}.csv")
         write_atomically(written[-1], table.csv())
-    figures: list[tuple[str, Path]] = []
+    figures: dict[str, list[tuple[str, Path]]] = {"scores": [], "discriminator": []}
     for language in results.languages:
         if not any(results.runs(condition, language) for condition in CONDITIONS):
             continue
         for kind, plot in (("scores", plot_scores), ("discriminator", plot_discriminator)):
             path = folder / FIGURES / f"{kind}_{language}.png"
             plot(path, results, language)
-            figures.append((f"{language}: {kind} over steps", path))
+            figures[kind].append((f"{language}: {kind} over steps", path))
+            written.append(path)
+    machines = folder / ENVIRONMENT
+    write_atomically(
+        folder / REPORT,
+        _page(
+            plan,
+            results,
+            tables,
+            figures,
+            machines.read_text("utf-8") if machines.exists() else "",
+        ),
+    )
+    return [folder / REPORT, *written]
+
+
+def _facts(plan: ExperimentPlan, results: Results) -> dict[str, str]:
+    config = plan.config.resolved(plan.task)
     done, planned = len(results.lines), len(plan.runs())
-    facts = [
-        ("Model", plan.model),
-        ("Task", plan.task),
-        ("Languages", f"{plan.source.language} to {', '.join(results.languages)}"),
-        ("Runs", f"{done} of {planned}" if done < planned else f"{done}"),
-        ("Seeds", ", ".join(map(str, plan.seeds))),
-        ("Steps", f"{plan.config.steps:,}"),
-    ]
-    warnings = [(line["run"], said) for line in results.lines for said in line["warnings"]]
-    page = _page(plan.name, facts, list(tables.values()), figures, warnings)
-    write_atomically(folder / REPORT, page)
-    return [folder / REPORT, *written, *(path for _, path in figures)]
+    return {
+        "Model": plan.model,
+        "Task": plan.task,
+        "Languages": f"{plan.source.language} to {', '.join(results.languages)}",
+        "Runs": f"{done} of {planned}" if done < planned else f"{done}",
+        "Seeds": ", ".join(map(str, plan.seeds)),
+        "Steps": f"{config.steps:,}",
+        "Batch": f"{config.batch_size} examples"
+        if config.tokens_per_batch is None
+        else f"{config.tokens_per_batch:,} word pieces",
+        "Length": f"{config.max_length} word pieces at most",
+        "Learning rates": f"{config.lr_task:g} (task), {config.lr_discriminator:g} "
+        f"(discriminator), {config.lr_generator:g} (generator)",
+    }
 
 
 def _page(
-    name: str,
-    facts: Sequence[tuple[str, str]],
-    tables: Sequence[Table],
-    figures: Sequence[tuple[str, Path]],
-    warnings: Sequence[tuple[str, str]],
+    plan: ExperimentPlan,
+    results: Results,
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Sequence[tuple[str, Path]]],
+    machines: str,
 ) -> str:
     """A page that needs no other file and no network."""
     style = files("fastadv.experiments").joinpath("report.css").read_text("utf-8")
-    title = html.escape(name)
-    terms = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts)
-    parts = [f"<h1>{title}</h1><dl>{terms}</dl>", *map(_table, tables)]
-    pictures = "".join(_figure(caption, path) for caption, path in figures)
-    parts.append(f'<section><h2>Over steps</h2><div class="figures">{pictures}</div></section>')
+    title = html.escape(plan.name)
+    parts = [f"<h1>{title}</h1>{_terms(_facts(plan, results))}"]
+    parts.append(_section("In short", _list(map(html.escape, sentences(results)))))
+    for heading, names in SECTIONS.items():
+        found = "".join(_table(tables[name]) for name in names if name in tables)
+        pictures = "".join(_figure(*figure) for name in names for figure in figures.get(name, ()))
+        if pictures:
+            found += f'<div class="figures">{pictures}</div>'
+        if "criteria" in names:
+            found += f"<details><summary>What they look for</summary>{_terms(MEANINGS)}</details>"
+        if found:
+            parts.append(_section(heading, found))
+    warnings = [
+        f"<b>{html.escape(line['run'])}</b>: {html.escape(said)}"
+        for line in results.lines
+        for said in line["warnings"]
+    ]
     if warnings:
-        said = "".join(
-            f"<li><b>{html.escape(run)}</b>: {html.escape(text)}</li>" for run, text in warnings
-        )
-        parts.append(f"<section><h2>Warnings while training</h2><ul>{said}</ul></section>")
+        parts.append(_section("Warnings while training", _list(warnings)))
+    if machines:
+        kept = f"<details><summary>Made on</summary><pre>{html.escape(machines)}</pre></details>"
+        parts.append(_section("Machines and libraries", kept))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -85,6 +127,19 @@ def _page(
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section><h2>{html.escape(heading)}</h2>{content}</section>"
+
+
+def _list(items: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
+
+
+def _terms(terms: Mapping[str, str]) -> str:
+    pairs = "".join(f"<dt>{_breakable(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in terms.items())
+    return f"<dl>{pairs}</dl>"
 
 
 def _table(table: Table) -> str:
@@ -98,9 +153,9 @@ def _table(table: Table) -> str:
     # Wide tables scroll in their own box, by touch and by keyboard; the page itself never does.
     label = html.escape(table.title, quote=True)
     return (
-        f'<section><p>{html.escape(table.title)}</p><div class="scroll" tabindex="0" '
+        f'<p>{html.escape(table.title)}</p><div class="scroll" tabindex="0" '
         f'role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></section>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -118,6 +118,18 @@ class Results:
             if seed in with_.keys() & without.keys()
         }
 
+    def against(self, condition: str, criterion: str, other: str) -> tuple[int, int, int]:
+        """How often a criterion chose better than another, worse, and neither, over runs and
+        targets that both have a score of.
+        """
+        counts = [0, 0, 0]
+        for language in self.languages:
+            ours, theirs = (self.scores(condition, language, c) for c in (criterion, other))
+            for seed in ours.keys() & theirs.keys():
+                difference = ours[seed] - theirs[seed]
+                counts[0 if difference > 0 else 1 if difference < 0 else 2] += 1
+        return counts[0], counts[1], counts[2]
+
     def signal(self, condition: str, language: str, name: str, place: int = -1) -> dict[int, float]:
         """A signal by seed at one evaluation: the last, or with `place` 0 the one at step 0."""
         runs = self.runs(condition, language).items()

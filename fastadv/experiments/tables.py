@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fastadv.experiments import paper
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE
 from fastadv.experiments.results import AVERAGED, CONDITIONS, Results, mean_and_deviation
@@ -53,11 +55,12 @@ def all_tables(results: Results, corpus: str | None = None) -> dict[str, Table]:
         corpus: "mldoc" or "conll" to set the paper's numbers beside ours.
     """
     tables = {"scores": score_table(results, corpus)}
+    if any(results.effect(name, DEFAULT_CRITERION) for name in results.languages):
+        tables["effect"] = effect_table(results)
+    tables["criteria"] = ranking_table(results)
     for condition in CONDITIONS:
         if any(results.runs(condition, name) for name in results.languages):
             tables[f"criteria_{condition}"] = criteria_table(results, condition)
-    if any(results.effect(name, DEFAULT_CRITERION) for name in results.languages):
-        tables["effect"] = effect_table(results)
     if any(results.signal(BASELINE, name, "alignment") for name in results.languages):
         tables["alignment"] = alignment_table(results, corpus)
     tables["discriminator"] = discriminator_table(results)
@@ -91,6 +94,37 @@ def score_table(
         f"standard deviation of {_seeds(results)}, step chosen by {criterion}."
     )
     return Table(title, ["", *languages, "mean of targets"], rows)
+
+
+def ranking_table(results: Results) -> Table:
+    """What each criterion would have got on average, the best first and the oracle last.
+
+    Only criteria that have a score in every language, as means would not compare otherwise.
+    """
+    rows = []
+    for criterion in (*CRITERIA, *ENSEMBLES, AVERAGED, ORACLE):
+        means = [
+            float(np.mean([*scores.values()])) if scores else None
+            for scores in (results.mean_scores(c, criterion) for c in CONDITIONS)
+        ]
+        if means == [None, None]:
+            continue
+        both = None if None in means else float(np.mean([m for m in means if m is not None]))
+        counts = [results.against(c, criterion, DEFAULT_CRITERION) for c in CONDITIONS]
+        totals = np.sum(counts, axis=0)
+        told = [_NOTHING] * 3 if criterion == DEFAULT_CRITERION else [str(n) for n in totals]
+        name = NOT_ALLOWED if criterion == ORACLE else criterion
+        order = (criterion == ORACLE, both is None, 0.0 if both is None else -both)
+        cells = [_NOTHING if m is None else f"{100 * m:.1f}" for m in (both, *means)]
+        rows.append((order, [name, *cells, *told]))
+    title = (
+        "Test score in per cent that each criterion gets, mean of all targets and of "
+        f"{_seeds(results)}; and how often it is better than, worse than or the same as "
+        f"{DEFAULT_CRITERION} for a run and target."
+    )
+    names = (_NAMES[condition] for condition in CONDITIONS)
+    header = ["criterion", "both", *names, "better", "worse", "same"]
+    return Table(title, header, [row for _, row in sorted(rows, key=lambda pair: pair[0])])
 
 
 def criteria_table(results: Results, condition: str) -> Table:

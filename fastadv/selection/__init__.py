@@ -5,7 +5,14 @@ what would choose better. `signals` are measured on unlabelled text while a run 
 function and a module each; `criteria` turn them into a step.
 """
 
-from fastadv.selection.criteria import CRITERIA, ENSEMBLES, ORACLE, chosen_step, values
+from fastadv.selection.criteria import (
+    CRITERIA,
+    ENSEMBLES,
+    MEANINGS,
+    ORACLE,
+    chosen_step,
+    values,
+)
 from fastadv.selection.discriminator import discriminator_scores
 from fastadv.selection.entropy import mean_entropy, mutual_information
 from fastadv.selection.neighborhood_density import soft_neighborhood_density
@@ -15,6 +22,7 @@ from fastadv.selection.probe import probe_accuracy
 __all__ = [
     "CRITERIA",
     "ENSEMBLES",
+    "MEANINGS",
     "ORACLE",
     "batch_nuclear_norm",
     "chosen_step",

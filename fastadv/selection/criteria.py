@@ -63,15 +63,23 @@ CRITERIA: dict[str, Criterion] = {
 """By name; arguments are an evaluation, the target language and the task's metric."""
 
 ENSEMBLES: dict[str, tuple[str, ...]] = {
-    "english_dev+information": ("english_dev", "information"),
-    "english_dev+information+neighborhood_density": (
-        "english_dev",
-        "information",
-        "neighborhood_density",
-    ),
-    "english_dev+last": ("english_dev", "last"),
+    "english_dev+nuclear_norm": ("english_dev", "nuclear_norm"),
 }
 """Steps by the mean of their ranks under several criteria."""
+
+MEANINGS: dict[str, str] = {
+    "english_dev": "score on labelled English",
+    "last": "the last step",
+    "entropy": "sure predictions",
+    "information": "sure predictions of all classes",
+    "nuclear_norm": "the same, by the singular values of the predictions",
+    "neighborhood_density": "texts that are predicted like many others",
+    "discriminator_near_chance": "a discriminator that only guesses on held-out text",
+    "probe_near_chance": "the same of a linear probe trained afresh",
+    "alignment": "translations close together",
+    "english_dev+nuclear_norm": "both, by the mean of the ranks",
+}
+"""What each of them looks for, in a few words."""
 
 
 def values(

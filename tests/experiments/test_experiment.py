@@ -17,8 +17,16 @@ from typing import Any
 import pytest
 
 from fastadv import AdversarialFinetuner, environment
-from fastadv.experiments.experiment import ENVIRONMENT, PLAN, RESULTS, RUNS, Experiment
+from fastadv.experiments.experiment import (
+    ENVIRONMENT,
+    PLAN,
+    RESULTS,
+    RUNS,
+    Experiment,
+    _Processes,
+)
 from fastadv.experiments.plan_file import read_plan
+from fastadv.stopping import Stopped
 
 NAMES = [
     *("baseline-0", "baseline-3"),
@@ -170,6 +178,59 @@ def test_a_signal_stops_it_with_checkpoints_and_the_way_on(
     last = said.splitlines()[-1]
     assert "go on with: fastadv experiment" in last and "--jobs" in last
     assert [*folder.rglob("checkpoint.safetensors")]
+
+
+class Worker:
+    """A process that raises a signal in the one that waits, and ends `patience` calls of `wait`
+    after it was told to.
+    """
+
+    def __init__(self, patience: int, raises: int = 0) -> None:
+        self.patience, self.raises, self.raised = patience, raises, 0
+        self.signals: list[int] = []
+        self.killed, self.stdin = False, None
+
+    def wait(self, timeout: float) -> int:
+        # Each after the one before was passed on.
+        if self.raises > self.raised == len(self.signals):
+            self.raised += 1
+            signal.raise_signal(signal.SIGINT)
+        self.patience -= bool(self.signals)
+        if self.patience < 0:
+            return 143
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def at_work(experiment: Experiment, *workers: Worker) -> _Processes:
+    processes = _Processes(experiment, [], jobs=len(workers), quiet=True)
+    going: dict[int, Any] = {k: (experiment.plan.runs()[k], w) for k, w in enumerate(workers)}
+    processes.going = going
+    return processes
+
+
+def test_a_signal_is_passed_on_once_however_the_workers_end(unbroken: Experiment) -> None:
+    """To a worker a second one means that it must not wait for its checkpoint."""
+    workers = Worker(1, raises=1), Worker(5)
+    processes = at_work(unbroken, *workers)
+    with pytest.raises(Stopped, match=r"^stopped, a checkpoint is in"):
+        processes.go()
+    assert [worker.signals for worker in workers] == [[signal.SIGTERM]] * 2
+    assert not any(worker.killed for worker in workers)
+    assert not processes.going and not processes.failed
+
+
+def test_a_second_signal_ends_the_workers(unbroken: Experiment) -> None:
+    worker = Worker(10, raises=2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        at_work(unbroken, worker).go()
+    assert not isinstance(caught.value, Stopped)
+    assert worker.killed
 
 
 def test_every_machine_it_ran_on_is_told(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastadv.experiments.experiment import Experiment
-from fastadv.experiments.report import write_report
+from fastadv.experiments.report import SECTIONS, write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PHONE, TABLET = 360, 820
@@ -60,6 +60,24 @@ def test_every_table_is_on_it(page: str, unbroken: Experiment) -> None:
     for path in unbroken.folder.glob("*.csv"):
         for row in path.read_text("utf-8").splitlines()[1:]:
             assert row.split(",")[-1] in cells
+
+
+def test_sections_in_the_order_of_their_worth(page: str) -> None:
+    headings = re.findall(r"<h2>([^<]*)</h2>", page)
+    assert headings[:2] == ["In short", "Scores"]
+    assert headings == ["In short", *SECTIONS, "Machines and libraries"]
+    # Each table and kind of figure under one heading.
+    names = [name for names in SECTIONS.values() for name in names]
+    assert len(names) == len(set(names))
+
+
+def test_it_tells_settings_and_machines(page: str, unbroken: Experiment) -> None:
+    config = unbroken.plan.config
+    assert f"<dt>Steps</dt><dd>{config.steps}</dd>" in page
+    assert f"<dt>Batch</dt><dd>{config.batch_size} examples</dd>" in page
+    assert "0.001 (task), 0.01 (discriminator), 0.0001 (generator)" in page
+    machines = (unbroken.folder / "environment.txt").read_text("utf-8")
+    assert machines and html.escape(machines) in page
 
 
 def test_names_cannot_break_the_page(unbroken: Experiment, tmp_path: Path) -> None:

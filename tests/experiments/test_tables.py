@@ -20,6 +20,7 @@ from fastadv.experiments.tables import (
     criteria_table,
     discriminator_table,
     effect_table,
+    ranking_table,
     score_table,
 )
 
@@ -83,6 +84,46 @@ def test_criteria_beside_the_oracle() -> None:
     assert "discriminator_near_chance" in [cells[0] for cells in adversarial.rows]
 
 
+def test_criteria_by_what_they_get_in_both_conditions() -> None:
+    table = ranking_table(RESULTS)
+    assert table.header == [
+        "criterion", "both", "baseline", "adversarial", "better", "worse", "same"
+    ]  # fmt: skip
+    wanted = {
+        # At the steps of English dev 0.60 and 0.64; 0.65 and 0.66.
+        "english_dev": (63.75, ["62.0", "65.5", "-", "-", "-"]),
+        # 0.70 and 0.50; 0.65 and 0.66, which are English dev's too.
+        "last": (62.75, ["60.0", "65.5", "1", "1", "2"]),
+        # 0.70 and 0.50; 0.75 and 0.30.
+        "information": (56.25, ["60.0", "52.5", "2", "2", "0"]),
+        "mean_weights": (40, ["40.0", "40.0", "0", "4", "0"]),
+        # 0.70 and 0.64; 0.75 and 0.66.
+        NOT_ALLOWED: (68.75, ["67.0", "70.5", "2", "0", "2"]),
+    }
+    for name, (both, others) in wanted.items():
+        first, *found = row(table, name)
+        # Printed to one digit; these lie in the middle of two.
+        assert float(first) == pytest.approx(both, abs=0.051)
+        assert found == others
+    assert row(table, "discriminator_near_chance")[:3] == ["-", "-", "52.5"]
+    names = [cells[0] for cells in table.rows]
+    both = [float(cells[1]) for cells in table.rows[:-2]]
+    assert both == sorted(both, reverse=True)
+    assert names[-2:] == ["discriminator_near_chance", NOT_ALLOWED]
+
+
+def test_criteria_of_some_languages_alone_are_not_ranked() -> None:
+    french = {**LINES[0], "languages": ["de", "fr"]}
+    french["averaged"] = {"test": {n: {"accuracy": 0.4} for n in ("en", "de", "fr")}}
+    french["evaluations"] = [
+        {**e, "test": {**e["test"], "fr": {"accuracy": 0.5}}} for e in french["evaluations"]
+    ]
+    table = ranking_table(Results([french]))
+    assert [cells[0] for cells in table.rows] == [
+        "english_dev", "last", "mean_weights", NOT_ALLOWED
+    ]  # fmt: skip
+
+
 def test_the_effect_is_paired_by_seed_under_every_criterion() -> None:
     table = effect_table(RESULTS)
     # By seed -0.05 and +0.16 at the last step; +0.05 and -0.34 at the adversary's first.
@@ -139,6 +180,7 @@ def test_the_papers_numbers_are_whole() -> None:
 def test_unfinished_experiments_have_tables_of_what_there_is() -> None:
     tables = all_tables(Results(LINES[:1]))
     assert "criteria_adversarial" not in tables and "effect" not in tables
+    assert row(tables["criteria"], "last") == ["-", "70.0", "-", "1", "0", "0"]
     assert row(tables["scores"], "baseline") == ["40.0", "60.0", "60.0"]
     assert row(tables["scores"], "adversarial") == ["-", "-", "-"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastadv.selection import CRITERIA, ENSEMBLES, ORACLE, chosen_step, values
+from fastadv.selection import CRITERIA, ENSEMBLES, MEANINGS, ORACLE, chosen_step, values
 
 
 def evaluation(step: int, dev: float, test: float, **signals: float) -> dict[str, Any]:
@@ -19,11 +19,11 @@ def evaluation(step: int, dev: float, test: float, **signals: float) -> dict[str
 
 
 RUN = [
-    evaluation(0, 0.99, 0.99, entropy=0.0, information=9.0, discriminator_accuracy=0.5),
-    evaluation(10, 0.80, 0.60, entropy=0.9, information=0.2, discriminator_accuracy=0.7),
-    evaluation(20, 0.90, 0.50, entropy=0.2, information=0.4, discriminator_accuracy=0.45),
-    evaluation(30, 0.90, 0.70, entropy=0.5, information=0.8, discriminator_accuracy=0.9),
-    evaluation(40, 0.70, 0.65, entropy=0.6, information=0.5, discriminator_accuracy=0.56),
+    evaluation(0, 0.99, 0.99, entropy=0.0, nuclear_norm=9.0, discriminator_accuracy=0.5),
+    evaluation(10, 0.80, 0.60, entropy=0.9, nuclear_norm=0.2, discriminator_accuracy=0.7),
+    evaluation(20, 0.90, 0.50, entropy=0.2, nuclear_norm=0.4, discriminator_accuracy=0.45),
+    evaluation(30, 0.90, 0.70, entropy=0.5, nuclear_norm=0.8, discriminator_accuracy=0.9),
+    evaluation(40, 0.70, 0.65, entropy=0.6, nuclear_norm=0.5, discriminator_accuracy=0.56),
 ]
 
 
@@ -33,7 +33,7 @@ RUN = [
         ("english_dev", 20),  # the earliest of equals
         ("last", 40),
         ("entropy", 20),
-        ("information", 30),
+        ("nuclear_norm", 30),
         ("discriminator_near_chance", 20),
         (ORACLE, 30),
     ],
@@ -58,10 +58,14 @@ def test_a_signal_that_was_not_measured_chooses_nothing() -> None:
 
 
 def test_ensembles_are_means_of_ranks() -> None:
-    # Ranks on English dev: 1, 2.5, 2.5, 0; of information: 0, 1, 3, 2.
-    found = values(RUN[1:], "de", "english_dev+information", "accuracy")
+    # Ranks on English dev: 1, 2.5, 2.5, 0; of the norm: 0, 1, 3, 2.
+    found = values(RUN[1:], "de", "english_dev+nuclear_norm", "accuracy")
     assert found == [0.5, 1.75, 2.75, 1.0]
-    assert chosen_step(RUN, "de", "english_dev+information", "accuracy") == 30
+    assert chosen_step(RUN, "de", "english_dev+nuclear_norm", "accuracy") == 30
+
+
+def test_each_is_described() -> None:
+    assert [*MEANINGS] == [*CRITERIA, *ENSEMBLES]
 
 
 def test_an_unknown_criterion_is_refused() -> None:
