@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastadv.data import DataFile, Document, Sentence
     from fastadv.embedder import Embedder
     from fastadv.finetuner import AdversarialFinetuner, Losses
-    from fastadv.fit import History
+    from fastadv.history import History
     from fastadv.packing import PackedBatch
     from fastadv.predictions import DocumentPrediction, Entity, SentencePrediction
     from fastadv.stopping import Stopped
@@ -30,7 +30,7 @@ _HOMES = {
     "Embedder": "embedder",
     "Entity": "predictions",
     "FinetuneConfig": "config",
-    "History": "fit",
+    "History": "history",
     "Losses": "finetuner",
     "PackedBatch": "packing",
     "Sentence": "data",

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Task = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
+Selection = Literal["english_dev", "entropy", "information", "nuclear_norm"]
 
 TASKS: tuple[Task, ...] = ("classification", "ner")
 
@@ -79,6 +80,12 @@ class FinetuneConfig:
             up to one of few sizes; steps that cannot be captured run as they are. Ours.
         seed: Seeds head initialisation, data order and dropout; nothing else is random.
         source_language: Code of the labelled language, the paper's English.
+        selection: What chooses the step whose weights become best/: "english_dev", the score on
+            labelled English (paper, section 3.1), or what predictions on unlabelled text of the
+            target languages look like: "nuclear_norm", "information" or "entropy", see
+            `fastadv.selection`; over several languages their mean. Ours but for the first.
+        mean_weights: Also keep the mean of the weights at the evaluations in the second half of
+            the run, as mean/ (see `fastadv.weight_mean`). Ours.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
         eval_at_start: Also evaluate before the first step (the origin of Figure 2).
@@ -112,6 +119,8 @@ class FinetuneConfig:
     cuda_graphs: bool = True
     seed: int = 0
     source_language: str = "en"
+    selection: Selection = "english_dev"
+    mean_weights: bool = False
     eval_every: int = 100
     eval_at_start: bool = False
     eval_batch_size: int = 32
@@ -193,5 +202,7 @@ def _check(config: FinetuneConfig) -> None:
         refuse("precision", "'auto', 'bf16', 'fp16' or 'fp32'")
     if config.nonfinite_gradients not in ("stop", "skip"):
         refuse("nonfinite_gradients", "'stop' or 'skip'")
+    if config.selection not in get_args(Selection):
+        refuse("selection", ", ".join(map(repr, get_args(Selection))))
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")

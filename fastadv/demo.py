@@ -16,7 +16,8 @@ from fastadv.config import FinetuneConfig, Precision, Task
 from fastadv.data import Data, as_texts
 from fastadv.evaluate import SCORE
 from fastadv.finetuner import AdversarialFinetuner
-from fastadv.fit import METRICS, History
+from fastadv.fit import METRICS
+from fastadv.history import History
 from fastadv.labels import labels_of
 from fastadv.metrics import median_cosine
 from fastadv.plots import plot_curves

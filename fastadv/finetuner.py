@@ -24,8 +24,9 @@ from fastadv.embedder import Embedder
 from fastadv.encoder import build_encoder
 from fastadv.evaluate import EvaluationSet
 from fastadv.export import load_model, save_model
-from fastadv.fit import History, Run
+from fastadv.fit import Run
 from fastadv.heads import HEAD_OPERATIONS, AdversarialModel
+from fastadv.history import History
 from fastadv.loading import load_encoder, load_tokenizer
 from fastadv.observer import Observer
 from fastadv.packing import PackedBatch, pack
@@ -40,6 +41,7 @@ from fastadv.predictions import (
 from fastadv.preparation import Preparation
 from fastadv.pretrained import resolve_model
 from fastadv.run_state import restore, state_of
+from fastadv.step_choice import ENGLISH_DEV, StepChoice
 from fastadv.streaming import chunks
 from fastadv.trainer import Trainer
 
@@ -228,31 +230,40 @@ class AdversarialFinetuner:
             unlabeled: Text by language; labels in it are dropped. Several languages share each
                 batch equally. Text under `config.source_language` ("en") joins the labelled
                 examples' own text as the English side.
-            dev: Labelled source-language examples that choose the best step.
+            dev: Labelled source-language examples that choose the best step, unless the
+                configuration's `selection` looks at `unlabeled` for that.
             test: Labelled examples by name, scored at every evaluation and used for nothing.
-            output_dir: Gets metrics.jsonl, checkpoint.safetensors, best/ and last/.
+            output_dir: Gets metrics.jsonl, checkpoint.safetensors, best/ and last/, and mean/
+                if the configuration says `mean_weights`.
             resume: Go on from the checkpoint in `output_dir`, if there is one.
             quiet: No progress; warnings are still shown.
             trackers: Where else to send what goes to metrics.jsonl: "tensorboard", "wandb",
                 "trackio".
             observer: Looks at the model at every evaluation (see `fastadv.observer`).
-            export: Write best/ and last/; without, the checkpoint holds the last weights alone.
+            export: Write best/, last/ and mean/; without, the checkpoint holds the last weights
+                alone.
 
         Returns:
             The history; the finetuner itself holds the last step's weights.
 
         Raises:
-            ValueError: Malformed data, no other language with the adversary on, or a run in
-                `output_dir` that cannot be resumed.
+            ValueError: Malformed data, no other language with the adversary on or for `selection`
+                to look at, or a run in `output_dir` that cannot be resumed.
             FloatingPointError: A loss is no longer finite; the last good checkpoint is kept.
             OSError: The disk is full; likewise.
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
-        draws = self.preparation.draws(labeled, unlabeled or {})
+        texts = dict(unlabeled or {})
+        if self.config.selection != ENGLISH_DEV:
+            # Read once, for both.
+            texts = {name: as_texts(data, self.task) for name, data in texts.items()}
+        draws = self.preparation.draws(labeled, texts)
+        texts.pop(self.config.source_language, None)
+        choice = StepChoice(self, texts)
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
-        run = Run(self, draws, dev_set, tests, folder, quiet, trackers, observer, export)
+        run = Run(self, draws, dev_set, tests, choice, folder, quiet, trackers, observer, export)
         return run.go(resume)
 
     def evaluate(self, data: Mapping[str, Data]) -> dict[str, dict[str, float]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,47 +16,29 @@ from fastadv.checkpoint import find_checkpoint, replace_folder
 from fastadv.discriminator_health import diagnose
 from fastadv.draws import Draws
 from fastadv.evaluate import SCORE, EvaluationSet, reading
+from fastadv.export import save_model
+from fastadv.history import History
 from fastadv.observer import Observer
 from fastadv.packing import PackedBatch
 from fastadv.prefetch import Prefetch
 from fastadv.progress import Bar, LossMeter, MetricsFile, notice
 from fastadv.run_state import under
+from fastadv.step_choice import StepChoice
 from fastadv.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 from fastadv.stopping import Stopped, StopRequest, stop_request
 from fastadv.trackers import Tracker, open_tracker
+from fastadv.weight_mean import WeightMean
 
 if TYPE_CHECKING:
     from fastadv.finetuner import AdversarialFinetuner
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
-BEST, LAST = "best", "last"
-OBSERVER = "observer."
+BEST, LAST, MEAN = "best", "last", "mean"
+OBSERVER, WEIGHT_MEAN = "observer.", "weight_mean."
 
 Batches = tuple[PackedBatch, PackedBatch | None, PackedBatch | None]
 Prepared = tuple[Batches, HostStep | None, dict[str, int]]
-
-
-@dataclass
-class History:
-    """What `fit` returns.
-
-    Attributes:
-        records: The lines of metrics.jsonl: {"kind": "train", "step", mean losses, rates},
-            {"kind": "eval", "step", "dev": {metric: value}, "test": {name: {metric: value}}} (and
-            what an observer found as "observed") and {"kind": "warning", "step", "message"}.
-        best_step: The step with the best score on the source language's dev set, the earliest
-            of equals (paper, section 3.1: selection on English dev); None without a dev set.
-        best_score: That score: accuracy, or F1 for NER.
-    """
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int | None = None
-    best_score: float | None = None
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluation records, in the order of their steps."""
-        return [record for record in self.records if record["kind"] == "eval"]
 
 
 class Run:
@@ -68,13 +50,14 @@ class Run:
         draws: Draws,
         dev: EvaluationSet | None,
         tests: Mapping[str, EvaluationSet],
+        choice: StepChoice,
         output_dir: Path | None,
         quiet: bool,
         trackers: Sequence[str] = (),
         observer: Observer | None = None,
         export: bool = True,
     ) -> None:
-        self.observer, self.export = observer, export
+        self.choice, self.observer, self.export = choice, observer, export
         self.tuner, self.draws, self.dev, self.tests = tuner, draws, dev, dict(tests)
         self.config, self.trainer = tuner.config, tuner.trainer
         self.output_dir, self.quiet = output_dir, quiet
@@ -82,6 +65,7 @@ class Run:
         self.meter = LossMeter(tuner.device, self.config.nonfinite_gradients == "skip")
         self.metrics = MetricsFile(None)
         self.history = History()
+        self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
         self.saved_step: int | None = None
         # Where the streams stand after the last step done; they may be ahead of it.
         self.positions = draws.positions
@@ -106,7 +90,7 @@ class Run:
         try:
             with stop_request(self.quiet) as stop:
                 self._loop(bar, stop)
-                self._finish()
+                self._finish(bar)
                 if stop.signal is not None:
                     # Too late for this run, but there may be another after it.
                     raise Stopped(stop.signal, self.trainer.step_count, self.output_dir)
@@ -195,7 +179,7 @@ class Run:
             bar.warn(f"step {step}: {message}")
 
     def _evaluate(self, bar: Bar) -> None:
-        if self.dev is None and not self.tests and self.observer is None:
+        if not (self.dev or self.tests or self.observer or self.mean or self.choice.looks):
             return
         step = self.trainer.step_count
         record: dict[str, Any] = {"kind": "eval", "step": step}
@@ -203,21 +187,28 @@ class Run:
             if self.dev is not None:
                 record["dev"] = self.tuner.score(self.dev)
             record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
+            if self.choice.looks:
+                record["unlabeled"] = self.choice.look(self.tuner)
+            if self.mean is not None:
+                self.mean.add(self.tuner.model, step)
             if self.observer is not None:
                 record["observed"] = self.observer.observe(self.tuner, step)
         self._record(record)
-        metric = SCORE[self.tuner.task]
-        scores = {"dev": record["dev"]} if self.dev is not None else {}
-        scores |= record["test"]
-        shown = "  ".join(f"{name} {values[metric]:.3f}" for name, values in scores.items())
-        bar.say(f"step {step}: {metric} {shown}")
-        if self.dev is None:
+        self._say_scores(bar, f"step {step}", record)
+        score = self.choice.value(record)
+        if score is None:
             return
-        score = record["dev"][metric]
         if self.history.best_score is None or score > self.history.best_score:
             self._check_finite()
             self._export(BEST)
             self.history.best_score, self.history.best_step = score, step
+
+    def _say_scores(self, bar: Bar, what: str, record: Mapping[str, Any]) -> None:
+        metric = SCORE[self.tuner.task]
+        scores = {"dev": record["dev"]} if "dev" in record else {}
+        scores |= record["test"]
+        shown = "  ".join(f"{name} {values[metric]:.3f}" for name, values in scores.items())
+        bar.say(f"{what}: {metric} {shown}")
 
     def _open(self, resume: bool) -> None:
         self.history = History(self.metrics.records)
@@ -228,7 +219,9 @@ class Run:
             return
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"{self.output_dir}: found a file, expected a folder for the run")
-        there = [n for n in (CHECKPOINT, METRICS, BEST, LAST) if (self.output_dir / n).exists()]
+        there = [
+            n for n in (CHECKPOINT, METRICS, BEST, LAST, MEAN) if (self.output_dir / n).exists()
+        ]
         if there and not resume:
             raise ValueError(
                 f"{self.output_dir}: found {there[0]} of another run, expected a new folder, or "
@@ -267,6 +260,8 @@ class Run:
         self.meter.sums.copy_(tensors["run.loss_sums"])
         if self.observer is not None:
             self.observer.load_state_tensors(under(OBSERVER, tensors))
+        if self.mean is not None:
+            self.mean.load_state_tensors(under(WEIGHT_MEAN, tensors))
         self.history.best_step, self.history.best_score = run["best_step"], run["best_score"]
         self.saved_step = self.trainer.step_count
         return int(run["metrics_length"])
@@ -283,9 +278,9 @@ class Run:
             "metrics_length": self.metrics.length,
         }
         tensors = {"run.loss_sums": self.meter.sums}
-        if self.observer is not None:
-            observed = self.observer.state_tensors()
-            tensors |= {OBSERVER + name: tensor for name, tensor in observed.items()}
+        for prefix, part in ((OBSERVER, self.observer), (WEIGHT_MEAN, self.mean)):
+            if part is not None:
+                tensors |= {prefix + name: tensor for name, tensor in part.state_tensors().items()}
         self.tuner.save_checkpoint(self.output_dir / CHECKPOINT, tensors, {"run": run})
         self.saved_step = self.trainer.step_count
 
@@ -314,8 +309,34 @@ class Run:
         if self.output_dir is not None and self.export:
             replace_folder(self.output_dir / name, self.tuner.save_pretrained)
 
-    def _finish(self) -> None:
+    def _finish(self, bar: Bar) -> None:
         self._check_finite()
         self._export(LAST)
         self._checkpoint()
         self.trainer.flush()
+        # After the checkpoint: a run that was stopped here scores the mean again when resumed.
+        if self.mean is not None and self.mean.count:
+            self._finish_mean(bar, self.mean)
+
+    def _finish_mean(self, bar: Bar, mean: WeightMean) -> None:
+        """Scores the mean of the weights and exports it; the model keeps its own."""
+        tuner, model = self.tuner, copy.deepcopy(self.tuner.model)
+        model.load_state_dict(mean.weights(), strict=False)
+        size = self.config.eval_batch_size
+        record: dict[str, Any] = {
+            "kind": "mean",
+            "step": self.trainer.step_count,
+            "evaluations": mean.count,
+        }
+        if self.dev is not None:
+            record["dev"] = self.dev.score(model, tuner.labels, size)
+        record["test"] = {n: t.score(model, tuner.labels, size) for n, t in self.tests.items()}
+        self._record(record)
+        self._say_scores(bar, f"mean of {mean.count} evaluations", record)
+        if self.output_dir is not None and self.export:
+            replace_folder(
+                self.output_dir / MEAN,
+                lambda folder: save_model(
+                    folder, model, tuner.tokenizer, tuner.labels, tuner.config
+                ),
+            )

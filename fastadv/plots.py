@@ -9,7 +9,7 @@ from typing import Any
 
 from fastadv.config import Task
 from fastadv.evaluate import SCORE
-from fastadv.fit import History
+from fastadv.history import History
 
 # Okabe and Ito's colours, which colour-blind readers tell apart too; line and marker tell the
 # systems apart without colour. As in the paper's Figure 2: solid without the adversary, dashed

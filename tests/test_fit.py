@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fastadv import AdversarialFinetuner, FinetuneConfig, Stopped
 from fastadv import fit as fit_module
 from fastadv.checkpoint import load_checkpoint, previous_of
+from fastadv.history import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINT = "checkpoint.safetensors"
@@ -35,7 +36,7 @@ def finetuner(**changes: object) -> AdversarialFinetuner:
     )
 
 
-def fit(tuner: AdversarialFinetuner, output: Path | None, **options: Any) -> fit_module.History:
+def fit(tuner: AdversarialFinetuner, output: Path | None, **options: Any) -> History:
     return tuner.fit(
         tiny.ENGLISH,
         {"de": tiny.GERMAN},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastadv.fit import History
+from fastadv.history import History
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -22,13 +22,13 @@ def refuse_other_run(output: Path, resume: bool, baseline: bool) -> None:
     Raises:
         ValueError: The folder holds a run and `resume` is False, or is no folder.
     """
-    from fastadv.fit import BEST, CHECKPOINT, LAST, METRICS
+    from fastadv.fit import BEST, CHECKPOINT, LAST, MEAN, METRICS
 
     for folder in (*reversed(output.parents), output):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: found a file, expected a folder for the run")
     for folder in (output, output / BASELINE) if baseline else (output,):
-        for name in (CHECKPOINT, METRICS, BEST, LAST):
+        for name in (CHECKPOINT, METRICS, BEST, LAST, MEAN):
             if not resume and (folder / name).exists():
                 raise ValueError(
                     f"{folder}: found {name} of another run, expected a new folder, or --resume "

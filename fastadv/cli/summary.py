@@ -7,15 +7,18 @@ from typing import Any
 
 from fastadv.config import Task
 from fastadv.evaluate import SCORE
-from fastadv.fit import History
+from fastadv.history import History
 from fastadv.table import table
+
+_WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 
 
 def summary(histories: Mapping[str, History], task: Task) -> str:
     """A row for each test set (without one, for English dev) and run; with two, the difference.
 
-    Columns: the score at the step chosen on English dev, if there was a dev set, and at the last
-    step. Empty where nothing was evaluated.
+    Columns: the score at the step that was selected (by default on English dev, if there was a
+    dev set), at the last step, and of the mean of the weights, if that was kept. Empty where
+    nothing was evaluated.
 
     Args:
         histories: By the name of the run, the one that the others are taken from first.
@@ -35,13 +38,17 @@ def summary(histories: Mapping[str, History], task: Task) -> str:
             for record in records.values():
                 score = (record["test"] or {"dev": record.get("dev")})[name][metric]
                 scores.setdefault(run, []).append(score)
-                cells += [str(record["step"]), f"{score:.4f}"]
+                cells += [_when(record), f"{score:.4f}"]
             rows.append(cells)
         if len(scores) == 2:
             one, other = scores.values()
             differences = [f"{a - b:+.4f}" for a, b in zip(one, other, strict=True)]
             rows.append([name, "difference", *(c for d in differences for c in ("", d))])
-    header = ["test", "run", *(cell for point in first for cell in (f"{point} step", metric))]
+    header = [
+        "test",
+        "run",
+        *(cell for point in first for cell in (f"{point} {_WHAT[point]}", metric)),
+    ]
     if len(histories) == 1:
         header.pop(1)
         rows = [[cells[0], *cells[2:]] for cells in rows]
@@ -49,9 +56,18 @@ def summary(histories: Mapping[str, History], task: Task) -> str:
 
 
 def _points(history: History) -> dict[str, dict[str, Any]]:
-    """The evaluation at the selected step, if one was selected, and the last one."""
+    """The evaluation at the selected step, if one was selected, the last one, and the mean's."""
     evaluations = history.evaluations()
     if not evaluations:
         return {}
     chosen = [e for e in evaluations if e["step"] == history.best_step]
-    return ({"selected": chosen[0]} if chosen else {}) | {"last": evaluations[-1]}
+    means = [record for record in history.records if record["kind"] == "mean"]
+    return (
+        ({"selected": chosen[0]} if chosen else {})
+        | {"last": evaluations[-1]}
+        | ({"mean": means[-1]} if means else {})
+    )
+
+
+def _when(record: Mapping[str, Any]) -> str:
+    return str(record["evaluations" if record["kind"] == "mean" else "step"])

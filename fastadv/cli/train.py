@@ -26,13 +26,13 @@ from fastadv.cli.run_folder import BASELINE, has_begun, has_checkpoint, recorded
 from fastadv.config import FinetuneConfig, Task
 
 if TYPE_CHECKING:
-    from fastadv.fit import History
+    from fastadv.history import History
 
 SUMMARY = "finetune a model"
 DESCRIPTION = (
     "Finetune on labelled English and unlabelled text of other languages (Algorithm 1 of the "
     "paper: Keung, Lu and Bhardwaj, EMNLP 2019), and print how well each test file is labelled, "
-    "with the weights chosen on English dev and with the last ones."
+    "with the weights chosen on English dev (or by --config.selection) and with the last ones."
 )
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS: tuple[Tracker, ...] = ("tensorboard", "wandb", "trackio")
@@ -57,14 +57,15 @@ def add_options(parser: ArgumentParser) -> None:
         parser,
         "--unlabeled",
         "LANG=FILE",
-        "text of another language, labels in it are dropped; once for each language; not "
-        "needed with --config.adversarial false",
+        "text of another language, labels in it are dropped; once for each language; with "
+        "--config.adversarial false only needed for --config.selection to look at",
     )
     parser.add_argument(
         "--dev",
         type=str | None,
         default=None,
-        help="labelled English file that chooses the step whose weights become best/ (paper, 3.1)",
+        help="labelled English file that chooses the step whose weights become best/ (paper, "
+        "3.1), unless --config.selection says otherwise",
     )
     add_repeated(
         parser,
@@ -76,7 +77,8 @@ def add_options(parser: ArgumentParser) -> None:
         "--output",
         type=str,
         required=True,
-        help="folder of the run: best/, last/, metrics.jsonl, curves.png, run.yaml (all options) "
+        help="folder of the run: best/, last/, mean/ (--config.mean_weights), metrics.jsonl, "
+        "curves.png, run.yaml (all options) "
         "and the checkpoints",
     )
     parser.add_argument(

@@ -82,6 +82,11 @@ def run(options: Namespace) -> None:
     config = FinetuneConfig(**options.config.as_dict())
     if options.trials < 1:
         raise ValueError(f"--trials is {options.trials}, expected at least 1")
+    if config.selection != "english_dev":
+        raise ValueError(
+            f"--config.selection is {config.selection!r}, expected 'english_dev': trials are "
+            "compared by their scores on dev"
+        )
     resolved = config.resolved(options.task)
     searched = RATES if config.adversarial else RATES[:1]
     centre = {name: float(getattr(resolved, name)) for name in searched}

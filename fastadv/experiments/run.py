@@ -14,7 +14,8 @@ from fastadv.data import as_texts, read_pairs
 from fastadv.experiments.observer import ExperimentObserver, TargetTexts
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE, ExperimentPlan, RunPlan, Target
 from fastadv.finetuner import AdversarialFinetuner
-from fastadv.fit import CHECKPOINT, METRICS, History
+from fastadv.fit import CHECKPOINT, METRICS
+from fastadv.history import History
 from fastadv.labels import labels_of
 
 RESULT = "result.json"
@@ -60,8 +61,8 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         observer=observer,
         export=False,
     )
-    tuner.model.load_state_dict(observer.mean_weights(), strict=False)
-    averaged = {"evaluations": observer.count, "test": tuner.evaluate(tests)}
+    tuner.model.load_state_dict(observer.mean.weights(), strict=False)
+    averaged = {"evaluations": observer.mean.count, "test": tuner.evaluate(tests)}
     write_atomically(folder / RESULT, json.dumps(_result(plan, run, history, averaged)) + "\n")
     remove_checkpoints(folder)
 

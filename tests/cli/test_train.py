@@ -18,7 +18,7 @@ import fastadv.fit
 from cli.helpers import contents, train
 from fastadv.cli import main
 from fastadv.cli.summary import summary
-from fastadv.fit import History
+from fastadv.history import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCORED = ["--dev", "en.train", "--test", "en=en.train", "--test", "de=en.train"]
@@ -68,6 +68,32 @@ def test_quiet_says_nothing_on_standard_error(
 ) -> None:
     assert main(train(model, *SCORED, "--config.steps", "1", "--quiet")) == 0
     assert capfd.readouterr().err == ""
+
+
+def test_a_step_chosen_on_target_text_and_the_mean_of_weights(
+    model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--config.steps", "4", "--config.eval_every", "1", "--config.lr_task", "1e-3"]
+    more += ["--config.selection", "nuclear_norm", "--config.mean_weights", "true", "--baseline"]
+    assert main(train(model, *SCORED, *more)) == 0
+    printed = capsys.readouterr().out
+    columns = "selected step accuracy last step accuracy mean of evaluations accuracy"
+    assert printed.splitlines()[0].split() == ["test", "run", *columns.split()]
+    for folder in (corpus / "run", corpus / "run" / "baseline"):
+        found = records(folder)
+        norms = {
+            r["step"]: sum(seen["nuclear_norm"] for seen in r["unlabeled"].values())
+            for r in found
+            if r["kind"] == "eval"
+        }
+        assert len(norms) == 4
+        best = max(norms, key=lambda step: norms[step])
+        run = "adversarial" if folder.name == "run" else "baseline"
+        cells = next(row for row in rows(printed) if row[:2] == ["de", run])
+        mean = next(r for r in found if r["kind"] == "mean")
+        assert cells[2] == str(best) and cells[4] == "4"
+        assert cells[6:] == ["3", accuracy(mean, "de")]
+        assert (folder / "mean" / "model.safetensors").exists()
 
 
 def test_without_dev_the_last_step_alone(

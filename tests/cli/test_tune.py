@@ -126,6 +126,7 @@ def test_entities(model: Path, corpus: Path) -> None:
         (["--trials", "0"], "--trials is 0"),
         (["--span", "1"], "span is 1.0"),
         (["--train", "nowhere"], "nowhere"),
+        (["--config.selection", "entropy"], "--config.selection is 'entropy'"),
     ],
 )
 def test_mistakes_leave_no_folder(
