@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastadv.experiments.plan_file import read_plan
 from fastadv.experiments.results import Results
-from fastadv.experiments.tables import all_tables
+from fastadv.experiments.tables import NOT_ALLOWED, all_tables, ranking_table
+from fastadv.selection import MEANINGS, ORACLE
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PAGE = RESULTS.parent / "experiments.md"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/plan.yaml"))
 
 
@@ -45,3 +49,32 @@ def test_rows_on_the_page_are_rows_of_the_tables(folder: Path) -> None:
     assert rows
     for row in rows:
         assert row in known
+
+
+def table_below(header: str) -> Iterator[list[str]]:
+    """The cells of the page's table whose first line begins so, that line first."""
+    lines = PAGE.read_text("utf-8").splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith(header))
+    for line in (lines[start], *lines[start + 2 :]):
+        if not line.startswith("|"):
+            return
+        yield [cell.strip().strip("`") for cell in line[1:-1].split("|")]
+
+
+def test_the_recommendation_is_of_all_results() -> None:
+    header, *rows = table_below("| | [")
+    folders = [re.findall(r"\(results/(.*)/README.md\)", cell)[0] for cell in header[1:]]
+    assert sorted(folders) == [folder.name for folder in FOLDERS]
+    assert len(rows) > 3
+    for column, folder in enumerate(folders, start=1):
+        ranking = ranking_table(Results.read(RESULTS / folder / "results.jsonl"))
+        both = {row[0]: row[1] for row in ranking.rows}
+        both[f"{ORACLE} (not allowed)"] = both[NOT_ALLOWED]
+        assert [row[column] for row in rows] == [both[row[0]] for row in rows]
+
+
+def test_criteria_are_described_as_in_reports() -> None:
+    _, *rows = table_below("| criterion | what it looks for")
+    described = {name: words for name, words, _ in rows}
+    assert described.pop("mean_weights")
+    assert described == MEANINGS
