@@ -16,7 +16,9 @@ Task = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
-Selection = Literal["english_dev", "entropy", "information", "nuclear_norm"]
+Selection = Literal[
+    "english_dev", "entropy", "information", "nuclear_norm", "english_dev+nuclear_norm"
+]
 
 TASKS: tuple[Task, ...] = ("classification", "ner")
 
@@ -82,8 +84,9 @@ class FinetuneConfig:
         source_language: Code of the labelled language, the paper's English.
         selection: What chooses the step whose weights become best/: "english_dev", the score on
             labelled English (paper, section 3.1), or what predictions on unlabelled text of the
-            target languages look like: "nuclear_norm", "information" or "entropy", see
-            `fastadv.selection`; over several languages their mean. Ours but for the first.
+            target languages look like, over several languages their mean: "nuclear_norm",
+            "information" or "entropy", or both by "english_dev+nuclear_norm", the mean of the
+            ranks (see `fastadv.selection`). Ours but for the first.
         mean_weights: Also keep the mean of the weights at the evaluations in the second half of
             the run, as mean/ (see `fastadv.weight_mean`). Ours.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but

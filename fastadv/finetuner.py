@@ -259,7 +259,7 @@ class AdversarialFinetuner:
             texts = {name: as_texts(data, self.task) for name, data in texts.items()}
         draws = self.preparation.draws(labeled, texts)
         texts.pop(self.config.source_language, None)
-        choice = StepChoice(self, texts)
+        choice = StepChoice(self, texts, dev is not None)
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)

@@ -23,7 +23,7 @@ from fastadv.packing import PackedBatch
 from fastadv.prefetch import Prefetch
 from fastadv.progress import Bar, LossMeter, MetricsFile, notice
 from fastadv.run_state import under
-from fastadv.step_choice import StepChoice
+from fastadv.step_choice import BEST, BestFolder, StepChoice
 from fastadv.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 from fastadv.stopping import Stopped, StopRequest, stop_request
 from fastadv.trackers import Tracker, open_tracker
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
-BEST, LAST, MEAN = "best", "last", "mean"
+LAST, MEAN = "last", "mean"
 OBSERVER, WEIGHT_MEAN = "observer.", "weight_mean."
 
 Batches = tuple[PackedBatch, PackedBatch | None, PackedBatch | None]
@@ -66,6 +66,9 @@ class Run:
         self.metrics = MetricsFile(None)
         self.history = History()
         self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
+        self.best_folder = None
+        if output_dir is not None and export:
+            self.best_folder = BestFolder(output_dir, tuner.save_pretrained)
         self.saved_step: int | None = None
         # Where the streams stand after the last step done; they may be ahead of it.
         self.positions = draws.positions
@@ -195,13 +198,16 @@ class Run:
                 record["observed"] = self.observer.observe(self.tuner, step)
         self._record(record)
         self._say_scores(bar, f"step {step}", record)
-        score = self.choice.value(record)
-        if score is None:
-            return
-        if self.history.best_score is None or score > self.history.best_score:
+        self.choice.add(record)
+        if step in self.choice.candidates():
             self._check_finite()
-            self._export(BEST)
-            self.history.best_score, self.history.best_step = score, step
+        if self.best_folder is not None:
+            self.best_folder.update(self.choice, step)
+        self._note_best()
+
+    def _note_best(self) -> None:
+        if (best := self.choice.best()) is not None:
+            self.history.best_step, self.history.best_score = best
 
     def _say_scores(self, bar: Bar, what: str, record: Mapping[str, Any]) -> None:
         metric = SCORE[self.tuner.task]
@@ -241,6 +247,11 @@ class Run:
             self.trackers.append(tracker)
         self.metrics = MetricsFile(self.output_dir / METRICS, length)
         self.history.records = self.metrics.records
+        for evaluation in self.history.evaluations():
+            self.choice.add(evaluation)
+        if self.best_folder is not None:
+            self.best_folder.resume(self.choice)
+        self._note_best()
 
     def _restore(self, checkpoint: Path) -> int:
         tensors, state = self.tuner.load_checkpoint(checkpoint)
@@ -262,7 +273,6 @@ class Run:
             self.observer.load_state_tensors(under(OBSERVER, tensors))
         if self.mean is not None:
             self.mean.load_state_tensors(under(WEIGHT_MEAN, tensors))
-        self.history.best_step, self.history.best_score = run["best_step"], run["best_score"]
         self.saved_step = self.trainer.step_count
         return int(run["metrics_length"])
 
@@ -273,8 +283,6 @@ class Run:
         run = {
             "positions": self.positions,
             "data": self.draws.fingerprint(),
-            "best_step": self.history.best_step,
-            "best_score": self.history.best_score,
             "metrics_length": self.metrics.length,
         }
         tensors = {"run.loss_sums": self.meter.sums}
@@ -314,6 +322,8 @@ class Run:
         self._export(LAST)
         self._checkpoint()
         self.trainer.flush()
+        if self.best_folder is not None:
+            self.best_folder.finish()
         # After the checkpoint: a run that was stopped here scores the mean again when resumed.
         if self.mean is not None and self.mean.count:
             self._finish_mean(bar, self.mean)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ from fastadv import AdversarialFinetuner, FinetuneConfig, target_predictions
 from fastadv.data import as_texts
 from fastadv.evaluate import document_probabilities, word_probabilities
 from fastadv.history import History
-from fastadv.selection import batch_nuclear_norm, mean_entropy, mutual_information
+from fastadv.selection import (
+    batch_nuclear_norm,
+    chosen_step,
+    mean_entropy,
+    mutual_information,
+)
+from fastadv.step_choice import StepChoice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+BOTH = "english_dev+nuclear_norm"
 OTHERS = {"de": tiny.GERMAN, "fr": tiny.FRENCH}
 SIGNALS = {
     "entropy": lambda p: -mean_entropy(p),
@@ -111,6 +119,141 @@ def test_target_labels_and_test_sets_are_not_looked_at() -> None:
     assert histories[0].best_score == histories[1].best_score
 
 
+def evaluation(step: int, dev: float, *norms: float) -> dict[str, Any]:
+    signals = {str(k): {"nuclear_norm": norm} for k, norm in enumerate(norms)}
+    return {"step": step, "dev": {"accuracy": dev}, "test": {}, "unlabeled": signals}
+
+
+def choice_of(*evaluations: dict[str, Any], selection: str = BOTH) -> StepChoice:
+    texts = {name: as_texts(data, "classification") for name, data in OTHERS.items()}
+    choice = StepChoice(tuner_of(selection=selection), texts)
+    for one in evaluations:
+        choice.add(one)
+    return choice
+
+
+def test_ranks_shift_and_candidates_are_those_that_may_win_yet() -> None:
+    choice = choice_of(evaluation(0, 1.0, 1.0), evaluation(10, 0.8, 0.2, 0.4))
+    assert choice.best() == (10, 0.0) and choice.candidates() == [10]
+    # Higher by English, lower by norm (0.25): equal ranks, so the earlier one.
+    choice.add(evaluation(20, 0.9, 0.1, 0.4))
+    assert choice.best() == (10, 0.5) and choice.candidates() == [10, 20]
+    # Between the two by norm, below both by English: 20 has ranks 2 and 0, 10 has 1 and 2.
+    choice.add(evaluation(30, 0.7, 0.3, 0.26))
+    assert choice.best() == (10, 1.5) and choice.candidates() == [10, 20]
+    # Between the two by English, the lowest by norm: 20 has 3 and 1, 10 has 1 and 3.
+    choice.add(evaluation(40, 0.85, 0.0, 0.0))
+    assert choice.best() == (10, 2.0)
+    # 20 has 4 and 2, 10 has 1 and 4.
+    choice.add(evaluation(50, 0.87, 0.1, 0.1))
+    assert choice.best() == (20, 3.0) and choice.candidates() == [10, 20]
+    # As good as 20 in both, but later; and better than 10 in both.
+    choice.add(evaluation(60, 0.9, 0.1, 0.4))
+    assert choice.candidates() == [10, 20]
+    choice.add(evaluation(70, 0.89, 0.3, 0.4))
+    assert choice.candidates() == [20, 70]
+
+
+def test_what_is_chosen_was_always_a_candidate() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        evaluations = [evaluation(step, *rng.integers(0, 6, size=2) / 6) for step in range(1, 9)]
+        choice, candidates = choice_of(), [set[int]() for _ in evaluations]
+        for k, one in enumerate(evaluations):
+            choice.add(one)
+            candidates[k] = {*choice.candidates()}
+            best = choice.best()
+            assert best is not None
+            step = best[0]
+            assert all(step in candidates[j] for j in range(step - 1, k + 1))
+            seen = [{**e, "observed": {"": e["unlabeled"]["0"]}} for e in evaluations[: k + 1]]
+            assert step == chosen_step(seen, "", BOTH, "accuracy")
+
+
+def test_the_ensembles_best_is_the_model_of_its_step(tmp_path: Path) -> None:
+    """Also where ranks go back to a step whose model was not the best when it was evaluated."""
+    tuner, folder = tuner_of(selection=BOTH, steps=5, eval_every=1), tmp_path / "run"
+    models = Models()
+    script = {1: (0.8, 0.3), 2: (0.9, 0.25), 3: (0.7, 0.28), 4: (0.85, 0.0), 5: (0.87, 0.1)}
+    with scripted(tuner, script):
+        history = fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models)
+    assert history.best_step == 2
+    assert_is_model_of(folder, models.weights[2])
+    assert not (folder / ".candidates").exists()
+
+
+def test_an_ensemble_that_is_stopped_chooses_the_same(tmp_path: Path) -> None:
+    script = {1: (0.8, 0.3), 2: (0.9, 0.25), 3: (0.7, 0.28), 4: (0.85, 0.0), 5: (0.87, 0.1)}
+    for stop in (1, 2, 3, 4):
+        folder, models = tmp_path / str(stop), Models(stop)
+        tuner = tuner_of(selection=BOTH, steps=5, eval_every=1, checkpoint_every=1)
+        with scripted(tuner, script), pytest.raises(RuntimeError, match="power cut"):
+            fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models)
+        tuner = tuner_of(selection=BOTH, steps=5, eval_every=1, checkpoint_every=1)
+        models.stop = None
+        with scripted(tuner, script):
+            found = fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models, resume=True)
+        assert found.best_step == 2
+        assert_is_model_of(folder, models.weights[2])
+
+
+def test_more_steps_after_the_end_know_its_best_alone(tmp_path: Path) -> None:
+    script = {1: (0.9, 0.2), 2: (0.8, 0.3), 3: (0.1, 0.1), 4: (0.85, 0.1), 5: (0.1, 0.25)}
+    folder, models = tmp_path / "run", Models()
+    for steps, best in ((2, 1), (5, 1)):
+        tuner = tuner_of(selection=BOTH, steps=steps, eval_every=1)
+        with scripted(tuner, script):
+            found = fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models, resume=True)
+        assert found.best_step == best
+        assert_is_model_of(folder, models.weights[best])
+
+
+def test_a_missing_model_is_no_candidate_but_counts(tmp_path: Path) -> None:
+    choice = choice_of(evaluation(1, 0.8, 0.3), evaluation(2, 0.9, 0.2), evaluation(3, 0.7, 0.4))
+    before = choice.best()
+    choice.lose(1)
+    assert before == (1, 1.0) and choice.best() == (2, 1.0) and choice.candidates() == [2, 3]
+
+
+class Models:
+    """The weights at every evaluation; ends the run at one of them."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop, self.weights = stop, dict[int, dict[str, torch.Tensor]]()
+
+    def observe(self, tuner: AdversarialFinetuner, step: int) -> dict[str, Any]:
+        if step - 1 == self.stop:
+            raise RuntimeError("power cut")
+        self.weights[step] = {n: p.detach().clone() for n, p in tuner.model.named_parameters()}
+        return {}
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+
+@contextmanager
+def scripted(tuner: AdversarialFinetuner, script: dict[int, tuple[float, float]]) -> Iterator[None]:
+    """Evaluations give these scores on English dev and nuclear norms, by step."""
+
+    def now() -> tuple[float, float]:
+        return script[tuner.trainer.step_count]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdversarialFinetuner, "score", lambda *_: {"accuracy": now()[0]})
+        patch.setattr(target_predictions, "batch_nuclear_norm", lambda _: now()[1])
+        yield
+
+
+def assert_is_model_of(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    best = AdversarialFinetuner.from_pretrained(folder / "best")
+    for name, parameter in best.model.named_parameters():
+        if not name.startswith("discriminator"):
+            torch.testing.assert_close(parameter, weights[name], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("selection", ["english_dev", "entropy"])
 def test_an_untrained_head_is_never_the_best(
     selection: str, monkeypatch: pytest.MonkeyPatch
@@ -150,3 +293,5 @@ def test_what_it_cannot_do_is_refused() -> None:
             fit(tuner, unlabeled)
     with pytest.raises(ValueError, match="de"):
         fit(tuner, {"de": []})
+    with pytest.raises(ValueError, match=r"'english_dev\+nuclear_norm', expected a dev set"):
+        fit(tuner_of(selection=BOTH))

@@ -209,8 +209,9 @@ def _trackers(options: Namespace) -> list[str]:
 
 def _tell(options: Namespace, histories: Mapping[str, History], output: Path) -> None:
     from fastadv.cli.summary import summary
-    from fastadv.fit import BEST, LAST
+    from fastadv.fit import LAST
     from fastadv.plots import plot_curves
+    from fastadv.step_choice import BEST
 
     table = summary(histories, options.task)
     if table:
