@@ -1,8 +1,9 @@
-"""Settings for every test: no network, Triton's interpreter where there is no GPU."""
+"""For every test: no network, Ctrl-C as in a terminal, Triton interpreted where there is no GPU."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# A shell starts background jobs with SIGINT ignored; tests of Ctrl-C mean that of a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

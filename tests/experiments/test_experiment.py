@@ -227,13 +227,8 @@ def test_a_signal_is_passed_on_once_however_the_workers_end(unbroken: Experiment
 
 def test_a_second_signal_ends_the_workers(unbroken: Experiment) -> None:
     worker = Worker(10, raises=2)
-    # A shell starts background jobs, and so perhaps these tests, with SIGINT ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt) as caught:
-            at_work(unbroken, worker).go()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        at_work(unbroken, worker).go()
     assert not isinstance(caught.value, Stopped)
     assert worker.killed
 
