@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,6 +196,22 @@ def test_an_ensemble_that_is_stopped_chooses_the_same(tmp_path: Path) -> None:
             found = fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models, resume=True)
         assert found.best_step == 2
         assert_is_model_of(folder, models.weights[2])
+
+
+def test_a_run_goes_on_without_a_model_that_was_taken_away(tmp_path: Path) -> None:
+    script = {1: (0.8, 0.3), 2: (0.9, 0.25), 3: (0.7, 0.28), 4: (0.85, 0.0), 5: (0.87, 0.1)}
+    folder, models = tmp_path / "run", Models(4)
+    settings = {"selection": BOTH, "steps": 5, "eval_every": 1, "checkpoint_every": 1}
+    tuner = tuner_of(**settings)
+    with scripted(tuner, script), pytest.raises(RuntimeError, match="power cut"):
+        fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models)
+    # What would win in the end.
+    shutil.rmtree(folder / ".candidates" / "2")
+    tuner, models.stop = tuner_of(**settings), None
+    with scripted(tuner, script):
+        found = fit(tuner, dev=tiny.ENGLISH, output_dir=folder, observer=models, resume=True)
+    assert found.best_step == 1
+    assert_is_model_of(folder, models.weights[1])
 
 
 def test_more_steps_after_the_end_know_its_best_alone(tmp_path: Path) -> None:
