@@ -114,6 +114,11 @@ class ExperimentPlan:
                 f"found the seeds {list(self.seeds)}, expected at least one, each once and not "
                 "negative"
             )
+        if self.config.selection != "english_dev" or self.config.mean_weights:
+            raise ValueError(
+                "found selection or mean_weights in config, expected neither: an experiment "
+                "measures every criterion and the mean of the weights"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"found {self.threads} threads, expected at least 1")
 

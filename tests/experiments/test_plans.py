@@ -104,6 +104,8 @@ def changed(written: Path, tmp_path: Path, key: str, value: object) -> Path:
         ("threads", 0, "found 0 threads"),
         ("config", {"speed": 1}, "speed"),
         ("config", {"steps": 0}, "steps is 0"),
+        ("config", {"selection": "entropy"}, "expected neither: an experiment measures every"),
+        ("config", {"mean_weights": True}, "expected neither: an experiment measures every"),
         ("source", {"language": "en"}, "source: found no"),
     ],
 )
