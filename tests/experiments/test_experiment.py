@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fastadv import AdversarialFinetuner, environment
 from fastadv.experiments.experiment import (
@@ -169,15 +170,27 @@ def test_several_at_once_give_the_same_results_and_leave_nobody_behind(
 def test_a_signal_stops_it_with_checkpoints_and_the_way_on(
     written: Path, tmp_path: Path, jobs: str
 ) -> None:
+    # So long that no run ends before the signal reaches it.
+    plan = yaml.safe_load(written.read_text("utf-8"))
+    plan["config"] |= {"steps": 2000, "eval_every": 0}
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(plan), "utf-8")
     folder = tmp_path / "out"
-    process = command(written, folder, "--jobs", jobs)
+    more = ["--jobs", jobs, "--data", str(written.parent)]
+    process = command(tmp_path / "long.yaml", folder, *more)
     wait_until(lambda: records(folder) >= 3, process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     last = said.splitlines()[-1]
     assert "go on with: fastadv experiment" in last and "--jobs" in last
-    assert [*folder.rglob("checkpoint.safetensors")]
+    trained = {
+        file.parent
+        for file in folder.rglob("metrics.jsonl")
+        if '"kind": "train"' in file.read_text("utf-8")
+    }
+    assert trained
+    assert {file.parent for file in folder.rglob("checkpoint.safetensors")} >= trained
+    assert not [*folder.rglob("result.json")]
 
 
 class Worker:
