@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE
-from fastadv.experiments.results import CONDITIONS, Results, mean_and_deviation
-from fastadv.experiments.tables import DEFAULT_CRITERION, ranking_table
+from fastadv.experiments.results import CONDITIONS, Results
+from fastadv.experiments.tables import DEFAULT_CRITERION, per_cent, ranking_table
 
 LAST = "last"
 
@@ -25,9 +25,7 @@ def _effect(results: Results) -> str | None:
     for criterion in (DEFAULT_CRITERION, LAST):
         effect = results.effect(None, criterion)
         if effect:
-            mean, deviation = mean_and_deviation([100 * value for value in effect.values()])
-            spread = "" if deviation is None else f" ± {deviation:.1f}"
-            parts.append(f"{mean:+.1f}{spread} ({criterion})")
+            parts.append(f"{per_cent(effect, sign=True)} ({criterion})")
     if not parts:
         return None
     pairs = len(results.effect(None, DEFAULT_CRITERION))

@@ -82,11 +82,11 @@ def score_table(
         mean = f"{sum(common) / len(common):.1f}" if common else _NOTHING
         rows.append([name, *cells, mean])
     for condition in CONDITIONS:
-        cells = [_per_cent(results.scores(condition, lang, criterion)) for lang in languages]
-        mean = _per_cent(results.mean_scores(condition, criterion))
+        cells = [per_cent(results.scores(condition, lang, criterion)) for lang in languages]
+        mean = per_cent(results.mean_scores(condition, criterion))
         rows.append([_NAMES[condition], *cells, mean])
-    effects = [_per_cent(results.effect(lang, criterion), sign=True) for lang in results.languages]
-    mean = _per_cent(results.effect(None, criterion), sign=True)
+    effects = [per_cent(results.effect(lang, criterion), sign=True) for lang in results.languages]
+    mean = per_cent(results.effect(None, criterion), sign=True)
     rows.append(["difference, paired by seed", _NOTHING, *effects, mean])
     metric = "F1 of entities" if results.metric == "f1" else "Accuracy"
     title = (
@@ -138,8 +138,8 @@ def criteria_table(results: Results, condition: str) -> Table:
         mean = results.mean_scores(condition, criterion)
         behind = {seed: oracle[seed] - value for seed, value in mean.items() if seed in oracle}
         name = NOT_ALLOWED if criterion == ORACLE else criterion
-        cells = [_per_cent(scores) for scores in found.values()]
-        rows.append([name, *cells, _per_cent(mean), _per_cent(behind)])
+        cells = [per_cent(scores) for scores in found.values()]
+        rows.append([name, *cells, per_cent(mean), per_cent(behind)])
     title = (
         f"Test score in per cent that each criterion gets, {_NAMES[condition]} runs: mean ± "
         f"standard deviation of {_seeds(results)}."
@@ -156,7 +156,7 @@ def effect_table(results: Results) -> Table:
         if not any(found):
             continue
         name = NOT_ALLOWED if criterion == ORACLE else criterion
-        rows.append([name, *(_per_cent(effects, sign=True) for effects in found)])
+        rows.append([name, *(per_cent(effects, sign=True) for effects in found)])
     title = (
         "Test score in per cent, adversarial less baseline, of runs of one seed, by how the step "
         f"of either is chosen: mean ± standard deviation of {_seeds(results)}."
@@ -209,7 +209,8 @@ def _seeds(results: Results) -> str:
     return f"{count} seed{'s' if count > 1 else ''}"
 
 
-def _per_cent(by_seed: Mapping[int, float], sign: bool = False) -> str:
+def per_cent(by_seed: Mapping[int, float], sign: bool = False) -> str:
+    """The mean over seeds ± standard deviation, in per cent."""
     return _cell(by_seed.values(), lambda v: f"{100 * v:{'+' if sign else ''}.1f}", 100, 1)
 
 
