@@ -2,30 +2,29 @@
 //
 // In bfloat16, where the processor has it, weights are laid out once for
 // oneDNN's block products (brgemm.h), and a block of the result is finished
-// while it is in cache. Everything else is ATen's matrix product.
+// while it is in cache. Everything else is ATen's matrix product, tile by tile (serial_matmul.h).
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "common.h"
 #include "dense.h"
 #include "gelu.h"
+#include "serial_matmul.h"
 #include "weight_products.h"
 
 namespace fastadv {
 namespace {
 
 template <typename T>
-FASTADV_INLINE void add_row_body(const T* row, int64_t width, float* sum) {
+FASTADV_INLINE void add_row_body(const T* row, int64_t width, acc_t<T>* sum) {
 #pragma omp simd
   for (int64_t j = 0; j < width; ++j) sum[j] += widen(row[j]);
 }
@@ -35,14 +34,28 @@ FASTADV_SIMD_FUNCTION(bias_gelu_backward_row)
 
 // Sums of columns, token after token.
 template <typename T>
-void column_sums(const T* g, int64_t rows, int64_t n, float* sums) {
+void column_sums(const T* g, int64_t rows, int64_t n, acc_t<T>* sums) {
   at::parallel_for(0, ceil_div(n, 128), 1, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t column = block * 128, width = std::min<int64_t>(128, n - column);
-      std::fill_n(sums + column, width, 0.0f);
+      std::fill_n(sums + column, width, acc_t<T>(0));
       for (int64_t t = 0; t < rows; ++t) add_row(g + t * n + column, width, sums + column);
     }
   });
+}
+
+// The sum of squares of x (rows, n): rows by any thread, their sums in order.
+template <typename T>
+double sum_of_squares(const T* x, int64_t rows, int64_t n) {
+  std::vector<double> sums(rows);
+  at::parallel_for(0, rows, 16, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      T sum;
+      square_sum(x + row * n, n, &sum);
+      sums[row] = sum;
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 std::tuple<at::Tensor, at::Tensor> linear_pack_cpu(const at::Tensor& weight_in,
@@ -84,9 +97,7 @@ void linear_cpu(const at::Tensor& x, const at::Tensor& packed,
                     "x or y is strided, expected rows end to end");
   if (packed.dim() == 2) {
     check_shape(packed, {n, depth}, "packed");
-    at::Tensor out = y;
-    at::mm_out(out, x, packed.t());
-    if (bias.has_value()) out.add_(*bias);
+    serial_linear(x, packed, bias, y);
     return;
   }
   check_shape(packed, {n * depth}, "packed");
@@ -204,24 +215,20 @@ void linear_backward_weight_cpu(const at::Tensor& grad, const at::Tensor& x,
     weight_gradient(grad.const_data_ptr<BFloat16>(), x.const_data_ptr<BFloat16>(), rows, n, k,
                     out.mutable_data_ptr<float>(), mutable_data_or_null<double>(squares));
 #endif
-  } else if (x.scalar_type() == acc) {
-    at::mm_out(out, grad.t(), x);
   } else {
-    at::mm_out(out, grad.to(acc).t(), x.to(acc));
+    serial_matmul(grad.to(acc).t(), x.to(acc), out);
   }
   if (squares.has_value() && !(packs(x.scalar_type(), 2) && rows > 0)) {
-    squares->copy_(out.square().sum());
+    AT_DISPATCH_FLOATING_TYPES(acc, "linear_backward_squares", [&] {
+      *squares->mutable_data_ptr<double>() = sum_of_squares(out.const_data_ptr<scalar_t>(), n, k);
+    });
   }
   if (!grad_bias.has_value()) return;
-  at::Tensor sums = *grad_bias;
-  if (x.scalar_type() == at::kDouble) {
-    at::sum_out(sums, grad, 0);
-    return;
-  }
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "linear_backward", [&] {
-        column_sums(grad.const_data_ptr<scalar_t>(), rows, n, sums.mutable_data_ptr<float>());
-      });
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "linear_backward",
+                                  [&] {
+                                    column_sums(grad.const_data_ptr<scalar_t>(), rows, n,
+                                                grad_bias->mutable_data_ptr<acc_t<scalar_t>>());
+                                  });
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 // A task is one head of one sequence. Scores of a block of queries over all keys are in cache as a
 // whole, so the softmax needs no running maximum.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
@@ -14,6 +13,7 @@
 #include "attention_products.h"
 #include "common.h"
 #include "philox.h"
+#include "serial_matmul.h"
 
 namespace fastadv {
 namespace {
@@ -177,7 +177,7 @@ void for_each_head(const Packed& packed, const Work& work) {
     Rooms<decltype(products)> rooms;
     for (int64_t item = first; item < last; ++item) work(products, rooms, item);
   };
-  at::parallel_for(0, packed.batch * packed.heads, 1, [&](int64_t first, int64_t last) {
+  serial_blas_for(packed.batch * packed.heads, [&](int64_t first, int64_t last) {
 #if defined(FASTADV_AVX512)
     if constexpr (std::is_same_v<T, c10::BFloat16>) {
       if (has_brgemm() && packed.dim % 2 == 0) {

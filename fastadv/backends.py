@@ -74,6 +74,9 @@ DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("embedding_adam", "cuda"): ("triton", "torch"),
 }
 
+CPU_LEVELS = ("portable", "avx2", "avx512")
+"""What FASTADV_CPU_LEVEL may say: the widest instructions that the native CPU kernels use."""
+
 _forced: str | None = None
 _reasons: dict[tuple[str, str, str], str | None] = {}
 
@@ -99,6 +102,14 @@ def _load_extension() -> tuple[ModuleType | None, str | None]:
     return extension, None
 
 
+def _check_cpu_level() -> None:
+    """The extension reads the variable when it is loaded, and cannot complain."""
+    level = os.environ.get("FASTADV_CPU_LEVEL")
+    if level is not None and level not in CPU_LEVELS:
+        raise ValueError(f"FASTADV_CPU_LEVEL is {level!r}, expected one of {', '.join(CPU_LEVELS)}")
+
+
+_check_cpu_level()
 extension, extension_error = _load_extension()
 
 
