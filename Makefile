@@ -8,7 +8,7 @@ export MAX_JOBS
 
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
-NATIVE = setup.py CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
+NATIVE = setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/*)
 PYTHONS = fastadv kernels benchmarks tests docs setup.py
 
 .PHONY: help demo test check format docs bench gpu-check gpu-pretrain clean

@@ -74,7 +74,7 @@ def extension() -> CppExtension:
     if not wants_cuda():
         return CppExtension(
             "fastadv._C",
-            sources("csrc/*.cpp"),
+            sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
             include_dirs=[str(ROOT / "csrc")],
             extra_compile_args={"cxx": [*cxx_flags, *facts(cxx_flags, "")]},
             extra_link_args=link_flags,
@@ -82,7 +82,7 @@ def extension() -> CppExtension:
     archs = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()
     return CUDAExtension(
         "fastadv._C",
-        sources("csrc/*.cpp", "csrc/cuda/*.cu"),
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/*.cu"),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={
             "cxx": [*cxx_flags, *facts(cxx_flags, archs)],

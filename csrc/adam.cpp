@@ -1,5 +1,5 @@
 // Adam over many tensors in one pass over memory: schema and CPU kernel.
-#include "adam.h"
+#include "cpu/adam.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "common.h"
-#include "dense.h"
-#include "weight_products.h"
+#include "cpu/dense.h"
+#include "cpu/weight_products.h"
 
 namespace fastadv {
 namespace {

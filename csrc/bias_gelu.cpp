@@ -6,10 +6,10 @@
 
 #include <algorithm>
 
-#include "column_sums.h"
 #include "common.h"
-#include "dense.h"
-#include "gelu.h"
+#include "cpu/column_sums.h"
+#include "cpu/dense.h"
+#include "cpu/gelu.h"
 
 namespace fastadv {
 namespace {

@@ -9,8 +9,8 @@
 #include <limits>
 
 #include "common.h"
-#include "dense.h"
-#include "exp.h"
+#include "cpu/dense.h"
+#include "cpu/exp.h"
 
 namespace fastadv {
 namespace {

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "adam.h"
 #include "common.h"
-#include "dense.h"
+#include "cpu/adam.h"
+#include "cpu/dense.h"
 
 namespace fastadv {
 namespace {

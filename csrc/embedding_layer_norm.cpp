@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "column_sums.h"
 #include "common.h"
-#include "dense.h"
-#include "layer_norm.h"
-#include "philox.h"
+#include "cpu/column_sums.h"
+#include "cpu/dense.h"
+#include "cpu/layer_norm.h"
+#include "cpu/philox.h"
 
 namespace fastadv {
 namespace {

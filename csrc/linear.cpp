@@ -15,10 +15,10 @@
 #include <vector>
 
 #include "common.h"
-#include "dense.h"
-#include "gelu.h"
-#include "serial_matmul.h"
-#include "weight_products.h"
+#include "cpu/dense.h"
+#include "cpu/gelu.h"
+#include "cpu/serial_matmul.h"
+#include "cpu/weight_products.h"
 
 namespace fastadv {
 namespace {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "common.h"
-#include "simd.h"
+#include "cpu/simd.h"
 
 namespace fastadv {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cpu_features.h"
+#include "cpu/cpu_features.h"
 
 // Set by setup.py and CMakeLists.txt.
 #ifndef FASTADV_CUDA_VERSION

@@ -10,10 +10,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "attention_products.h"
 #include "common.h"
-#include "philox.h"
-#include "serial_matmul.h"
+#include "cpu/attention_products.h"
+#include "cpu/philox.h"
+#include "cpu/serial_matmul.h"
 
 namespace fastadv {
 namespace {

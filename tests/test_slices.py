@@ -41,15 +41,7 @@ WITHOUT: dict[str, set[str]] = {
 # Files in the folders of operations that are not operations.
 SHARED = {
     "fastadv/ops": {"__init__", "capturable", "dtypes", "philox"},
-    "csrc": {
-        "module",
-        "cpu_features",
-        "block_pool",
-        "brgemm",
-        "philox",
-        "deferred_rules",
-        "serial_matmul",
-    },
+    "csrc": {"module"},
     "csrc/cuda": set(),
     "kernels": {"__init__", "launch", "philox", "short_attention"},
 }
