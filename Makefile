@@ -63,7 +63,7 @@ docs: $(VENV)/develop.stamp
 	$(RUN) docs/api.py docs/api
 
 bench: $(VENV)/develop.stamp
-	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+	$(RUN) -m pytest benchmarks/ops --benchmark-only --benchmark-group-by=group
 	$(RUN) benchmarks/step_time.py
 
 # Uses the python3 on the path, which must have torch with CUDA, transformers, triton and pytest;

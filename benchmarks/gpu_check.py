@@ -137,9 +137,8 @@ def _step_part(name: str, shape: str, baselines: str, limit: float) -> Part:
 
 def _bench_parts() -> list[Part]:
     """A file a part: pytest-benchmark writes its results at the end only."""
-    paths = sorted(ROOT.glob("benchmarks/bench_*.py"))
-    # The encoder's is no pytest benchmark: for whoever runs it by itself.
-    paths = [p for p in paths if not p.name.endswith(("_common.py", "_encoder.py"))]
+    paths = sorted(ROOT.glob("benchmarks/ops/bench_*.py"))
+    paths = [p for p in paths if p.stem != "bench_common"]
     command = [*_pytest(), "-k", "cuda", "--benchmark-only", "--benchmark-json={file}"]
     limit = 99 / len(paths)
     return [

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_batches import make_tokenizer
+from step.batches import make_tokenizer
 from torch import Tensor
 from torch.nn.parameter import Parameter
 

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_batches import SHAPES, DrawnTexts, real_texts
-from step_batches import make_tokenizer as tokenizer_of
-from step_machine import copy_bandwidth, describe, seconds, versions
-from step_models import MODEL_SIZES, make_encoder, make_setup
-from step_systems import Library
+from step.batches import SHAPES, DrawnTexts, real_texts
+from step.batches import make_tokenizer as tokenizer_of
+from step.machine import copy_bandwidth, describe, seconds, versions
+from step.models import MODEL_SIZES, make_encoder, make_setup
+from step.systems import Library
 from torch import Tensor
 
 from fastadv.packing import PackedBatch

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_compiled import compiler_missing
-from step_machine import describe, versions
+from step.compiled import compiler_missing
+from step.machine import describe, versions
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast

@@ -8,7 +8,7 @@ object a shape]}. A result has shape, device, step_seconds {system: median}, rat
 ratio_b2 (medians of the paired ratios baseline / library; null for a baseline left out),
 floor_fraction (the library's), peak_memory_bytes {system: bytes}, versions, and by system: runs,
 pairs, phases, operations (of one more step, under the profiler: {group: seconds and share};
-step_operations.py), tflops, floor_fractions, compile; further tokens, floor, checks, lengths,
+step/operations.py), tflops, floor_fractions, compile; further tokens, floor, checks, lengths,
 settings, machine and environment. Where a check failed, nothing that is a time is in it.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_batches import (
+from step.batches import (
     SHAPES,
     DrawnTexts,
     RealTexts,
@@ -31,11 +31,11 @@ from step_batches import (
     make_tokenizer,
     real_texts,
 )
-from step_check import Check, check, check_draws
-from step_compiled import Compiled, compiler_missing
-from step_flash import Flash
-from step_floor import floor
-from step_machine import (
+from step.check import Check, check, check_draws
+from step.compiled import Compiled, compiler_missing
+from step.flash import Flash
+from step.floor import floor
+from step.machine import (
     Memory,
     allocator_environment,
     copy_bandwidth,
@@ -43,10 +43,10 @@ from step_machine import (
     matrix_rate,
     versions,
 )
-from step_models import MODEL_SIZES, make_encoder, make_setup
-from step_report import check_rows, print_checks, print_head, print_times, time_rows
-from step_systems import Library, Padded, Setup, System
-from step_timing import interleaved
+from step.models import MODEL_SIZES, make_encoder, make_setup
+from step.report import check_rows, print_checks, print_head, print_times, time_rows
+from step.systems import Library, Padded, Setup, System
+from step.timing import interleaved
 
 from fastadv.backends import BACKENDS
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    module = importlib.import_module("bench_encoder")
+    module = importlib.import_module("encoder_time")
     monkeypatch.setattr(module, "matrix_rate", lambda device, dtype: 1e12)
     # Traced as ever but not compiled, which takes a minute.
     eager = functools.partial(module.compile_regions, backend="eager")
@@ -153,4 +153,4 @@ def test_what_cannot_run_is_said_in_a_line(
 def test_the_machine_check_leaves_it_out(bench: ModuleType) -> None:
     # It runs the pytest benchmarks, and one that holds no test fails.
     names = [part.name for part in importlib.import_module("gpu_check").parts()]
-    assert "bench_linear_bce" in names and "bench_encoder" not in names
+    assert "bench_linear_bce" in names and "encoder_time" not in names

@@ -16,7 +16,7 @@ SLICE = (
     "csrc/cuda/{}.cu",
     "kernels/{}.py",
     "tests/ops/test_{}.py",
-    "benchmarks/bench_{}.py",
+    "benchmarks/ops/bench_{}.py",
 )
 
 # Operation -> files of its slice that it does without.

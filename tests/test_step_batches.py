@@ -32,12 +32,12 @@ def sequences(*lengths: int) -> list[list[TokenSequence]]:
 def test_model_sizes_are_those_of_the_originals(load: Any, size: str, millions: int) -> None:
     # As their pages at huggingface.co say, rounded.
     with torch.device("meta"):
-        model = BertModel(BertConfig(**load("step_models").MODEL_SIZES[size]))
+        model = BertModel(BertConfig(**load("step.models").MODEL_SIZES[size]))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
 
 
 def test_operations_of_a_hand_computed_step(load: Any) -> None:
-    batches = load("step_batches")
+    batches = load("step.batches")
     config = SimpleNamespace(hidden_size=2, num_hidden_layers=3, intermediate_size=5)
     # A layer has 4*2*2 + 2*2*5 = 36 weights, three have 108: 216 operations a token. Attention:
     # 4 * 3 layers * 2 wide = 24 by the square of the length.
@@ -54,7 +54,7 @@ def test_operations_of_a_hand_computed_step(load: Any) -> None:
 
 
 def test_floor_of_a_hand_computed_step(load: Any) -> None:
-    models, batches = load("step_models"), load("step_batches")
+    models, batches = load("step.models"), load("step.batches")
     encoder = models.make_encoder("tiny", None, least_vocab=1)
     tokenizer = batches.make_tokenizer(None, None)
     shape, cpu = batches.SHAPES["ner"], torch.device("cpu")
@@ -65,14 +65,14 @@ def test_floor_of_a_hand_computed_step(load: Any) -> None:
     # 512 positions, 2 types and a normalisation are 16,512 weights; a layer has 8,544; the task
     # head 7 * 33. Pieces 0..3 in the T batch and 0..2 in the G batch are 7 rows of 32.
     weights = 2 * (16512 + 2 * 8544) + 231 + 7 * 32
-    found = load("step_floor").floor(setup, [draws, draws], 1e6, 1e3)
+    found = load("step.floor").floor(setup, [draws, draws], 1e6, 1e3)
     assert found.optimizer_bytes == 28 * weights
     assert found.flops == batches.step_flops(encoder.config, draws)
     assert found.seconds == found.flops / 1e6 + found.optimizer_bytes / 1e3
 
 
 def test_eleven_units_where_all_five_batches_are_alike(load: Any) -> None:
-    batches = load("step_batches")
+    batches = load("step.batches")
     config = SimpleNamespace(hidden_size=8, num_hidden_layers=2, intermediate_size=16)
     draws = batches.StepDraws(*(sequences(5, 9) for _ in range(5)))
     assert batches.step_flops(config, draws) == 11 * batches.forward_flops(config, [5, 9])
@@ -80,7 +80,7 @@ def test_eleven_units_where_all_five_batches_are_alike(load: Any) -> None:
 
 @pytest.mark.parametrize(("name", "mean"), [("ner", 20), ("news", 180)])
 def test_drawn_lengths_are_as_stated(load: Any, name: str, mean: float) -> None:
-    batches = load("step_batches")
+    batches = load("step.batches")
     lengths = batches.DrawnTexts(batches.SHAPES[name], 1000, seed=4).lengths(20000)
     # The mean of 20,000 has a standard error of 0.5% or less.
     assert lengths.mean() == pytest.approx(mean, rel=0.02)
@@ -88,7 +88,7 @@ def test_drawn_lengths_are_as_stated(load: Any, name: str, mean: float) -> None:
 
 
 def test_draws_are_seeded_and_ids_in_range(load: Any) -> None:
-    batches = load("step_batches")
+    batches = load("step.batches")
 
     def drawn(seed: int) -> Any:
         return batches.DrawnTexts(batches.SHAPES["ner"], 50, seed).step(3).packed()
@@ -102,7 +102,7 @@ def test_draws_are_seeded_and_ids_in_range(load: Any) -> None:
 
 
 def test_real_texts_come_from_a_folder(load: Any, tmp_path: Path) -> None:
-    batches = load("step_batches")
+    batches = load("step.batches")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "rain", "fog", "nebel"]
     for name, text in {
         "mbert_vocab/vocab.txt": "\n".join(pieces),

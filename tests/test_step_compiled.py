@@ -23,12 +23,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(importlib.import_module("step_compiled").Compiled, "backend", "eager")
+    monkeypatch.setattr(importlib.import_module("step.compiled").Compiled, "backend", "eager")
     return importlib.import_module
 
 
 def make_setup(load: Load, shape: str = "ner", **changes: Any) -> Any:
-    models, batches = load("step_models"), load("step_batches")
+    models, batches = load("step.models"), load("step.batches")
     encoder = models.make_encoder("tiny", None, least_vocab=1)
     tokenizer = batches.make_tokenizer(None, None)
     setup = models.make_setup(encoder, tokenizer, batches.SHAPES[shape], CPU, "fp32", None)
@@ -36,7 +36,7 @@ def make_setup(load: Load, shape: str = "ner", **changes: Any) -> Any:
 
 
 def drawn(load: Load, shape: str = "ner", count: int = 4, seed: int = 0) -> Any:
-    batches = load("step_batches")
+    batches = load("step.batches")
     return batches.DrawnTexts(batches.SHAPES[shape], 500, seed).step(count)
 
 
@@ -46,7 +46,7 @@ def example(*lengths: int) -> list[TokenSequence]:
 
 def test_sides_are_put_together_and_cut_in_two_by_length(load: Load) -> None:
     # A sentence of two windows goes where its longer one belongs, and counts twice.
-    shorter, longer = load("step_compiled").halves(
+    shorter, longer = load("step.compiled").halves(
         [example(9), example(3), example(8, 2)], [example(4), example(7), example(5)], CPU
     )
     assert shorter.batch.attention_mask.sum(1).tolist() == [3, 4, 5]
@@ -57,17 +57,17 @@ def test_sides_are_put_together_and_cut_in_two_by_length(load: Load) -> None:
 
 
 def test_windows_count_as_they_do_in_the_reference(load: Load) -> None:
-    draws = load("step_batches").StepDraws(
+    draws = load("step.batches").StepDraws(
         drawn(load).labeled,
         *([example(9), example(8, 2)], [example(4), example(7)]),
         *([example(3, 2, 1), example(6)], [example(5, 4), example(12)]),
     )
-    found = load("step_check").check(load("step_compiled").Compiled, make_setup(load), draws)
+    found = load("step.check").check(load("step.compiled").Compiled, make_setup(load), draws)
     assert found.passed
 
 
 def test_discriminator_phase_has_no_encoder_gradient(load: Load) -> None:
-    system = load("step_compiled").Compiled(make_setup(load))
+    system = load("step.compiled").Compiled(make_setup(load))
     system.backward("discriminator", system.prepare(drawn(load))[1])
     filled = {n for n, p in system._parameters().items() if p.grad is not None}
     assert filled == {"discriminator.weight", "discriminator.bias"}
@@ -75,7 +75,7 @@ def test_discriminator_phase_has_no_encoder_gradient(load: Load) -> None:
 
 @pytest.mark.parametrize("shape", ["ner", "news"])
 def test_one_graph_serves_all_lengths(load: Load, shape: str) -> None:
-    compiled = load("step_compiled")
+    compiled = load("step.compiled")
     system = compiled.Compiled(make_setup(load, shape))
     system.warm_up(system.prepare(drawn(load, shape, count=6)))
     graphs = compiled.graphs_compiled()
@@ -90,7 +90,7 @@ def test_one_graph_serves_all_lengths(load: Load, shape: str) -> None:
 
 
 def test_warming_up_leaves_the_weights(load: Load) -> None:
-    system = load("step_compiled").Compiled(make_setup(load))
+    system = load("step.compiled").Compiled(make_setup(load))
     before = {n: w.clone() for n, w in system.weights().items()}
     system.warm_up(system.prepare(drawn(load)))
     assert all(torch.equal(w, before[n]) for n, w in system.weights().items())
@@ -98,7 +98,7 @@ def test_warming_up_leaves_the_weights(load: Load) -> None:
 
 
 def test_compiled_for_real(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled, systems = load("step_compiled"), load("step_systems")
+    compiled, systems = load("step.compiled"), load("step.systems")
     if missing := compiled.compiler_missing(CPU):
         pytest.skip(missing)
     monkeypatch.setattr(compiled.Compiled, "backend", "inductor")
@@ -122,8 +122,8 @@ def test_compiled_for_real(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["Library", "Padded", "Compiled"])
 def test_the_pieces_are_one_step(load: Load, kind: str) -> None:
-    systems = load("step_systems")
-    make = getattr(load("step_compiled" if kind == "Compiled" else "step_systems"), kind)
+    systems = load("step.systems")
+    make = getattr(load("step.compiled" if kind == "Compiled" else "step.systems"), kind)
     # Dropout on: the library's masks depend on the count of its steps.
     whole, apart = (make(make_setup(load, lr_generator=1e-3)) for _ in range(2))
     for seed in (0, 1):
@@ -142,7 +142,7 @@ def test_the_pieces_are_one_step(load: Load, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["Library", "Padded", "Compiled"])
 def test_a_check_leaves_nothing_behind(load: Load, kind: str) -> None:
-    step_time, check = load("step_time"), load("step_check")
+    step_time, check = load("step_time"), load("step.check")
     setup = make_setup(load).with_config(precision="bf16")
     draws = check.check_draws(setup)
 
@@ -184,7 +184,7 @@ class Fake:
         Fake.graphs += f"{self.name}{batches}" == "y3" and Fake.log.count("y3") == 1
 
     def pieces(self, batches: int) -> Any:
-        names = importlib.import_module("step_systems").PIECES
+        names = importlib.import_module("step.systems").PIECES
         return [(name, lambda n=name: Fake.log.append(f"{self.name}{n}")) for name in names]
 
     def clear(self) -> None:
@@ -195,7 +195,7 @@ class Fake:
 
 @pytest.fixture
 def measured(load: Load, monkeypatch: pytest.MonkeyPatch) -> Any:
-    timing = load("step_timing")
+    timing = load("step.timing")
 
     class Memory:
         known = True

@@ -30,7 +30,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 
 
 def make_setup(load: Load, shape: str = "ner", device: str = "cpu", **changes: Any) -> Any:
-    models, batches = load("step_models"), load("step_batches")
+    models, batches = load("step.models"), load("step.batches")
     encoder = models.make_encoder("tiny", None, least_vocab=1)
     tokenizer = batches.make_tokenizer(None, None)
     settings = encoder, tokenizer, batches.SHAPES[shape], torch.device(device), "fp32", None
@@ -38,7 +38,7 @@ def make_setup(load: Load, shape: str = "ner", device: str = "cpu", **changes: A
 
 
 def drawn(load: Load, shape: str = "ner", count: int = 4, seed: int = 0) -> Any:
-    batches = load("step_batches")
+    batches = load("step.batches")
     return batches.DrawnTexts(batches.SHAPES[shape], 500, seed).step(count)
 
 
@@ -52,7 +52,7 @@ def example(*lengths: int, **fields: Any) -> list[TokenSequence]:
 def test_computes_what_the_reference_does(
     load: Load, monkeypatch: pytest.MonkeyPatch, shape: str, precision: str, backend: str | None
 ) -> None:
-    check, flash = load("step_check"), load("step_flash")
+    check, flash = load("step.check"), load("step.flash")
     monkeypatch.setattr(flash.Flash, "backend", backend)
     setup = make_setup(load, shape, precision=precision)
     found = check.check(flash.Flash, setup, check.check_draws(setup))
@@ -60,12 +60,12 @@ def test_computes_what_the_reference_does(
 
 
 def test_windows_count_as_they_do_in_the_reference(load: Load) -> None:
-    draws = load("step_batches").StepDraws(
+    draws = load("step.batches").StepDraws(
         drawn(load).labeled,
         *([example(9), example(8, 2)], [example(4), example(7)]),
         *([example(3, 2, 1), example(6)], [example(5, 4), example(12)]),
     )
-    assert load("step_check").check(load("step_flash").Flash, make_setup(load), draws).passed
+    assert load("step.check").check(load("step.flash").Flash, make_setup(load), draws).passed
 
 
 @pytest.mark.parametrize(
@@ -73,17 +73,17 @@ def test_windows_count_as_they_do_in_the_reference(load: Load) -> None:
     [(1, 64), (64, 64), (65, 68), (127, 128), (128, 128), (129, 136), (640, 640), (641, 672)],
 )
 def test_tokens_of_a_bucket(load: Load, count: int, bucket: int) -> None:
-    assert load("step_buckets").bucket_tokens(count) == bucket
+    assert load("step.buckets").bucket_tokens(count) == bucket
 
 
 @pytest.mark.parametrize(("count", "room"), [(1, 8), (7, 8), (8, 16), (32, 40), (64, 72)])
 def test_sequences_of_a_bucket(load: Load, count: int, room: int) -> None:
-    assert load("step_buckets").bucket_sequences(count) == room
+    assert load("step.buckets").bucket_sequences(count) == room
 
 
 def test_a_bucket_by_hand(load: Load) -> None:
     sides = pack([example(3), example(66)], english=[False, True])
-    found = load("step_flash").fill(sides)
+    found = load("step.flash").fill(sides)
     # 69 tokens and three of filler; of 128 places a sequence.
     assert found.key == (72, 8, 128)
     assert found.cu_seqlens.tolist() == [0, 3, 69, 72, 72, 72, 72, 72, 72]
@@ -95,7 +95,7 @@ def test_a_bucket_by_hand(load: Load) -> None:
     assert found.targets.tolist() == [-1, 1, 0, 0, 0, 0, 0, 0]
     assert found.shares.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert found.labels is None and found.scale is None
-    labeled = load("step_flash").fill(pack([example(3, label=2), example(5, label=0)]))
+    labeled = load("step.flash").fill(pack([example(3, label=2), example(5, label=0)]))
     assert labeled.labels.tolist() == [2, 0] + [IGNORE_INDEX] * 6 and labeled.scale == 0.5
     # No filler has a position beyond the longest text's.
     assert labeled.key == (64, 8, 64) and labeled.position_ids.max() == 4
@@ -103,7 +103,7 @@ def test_a_bucket_by_hand(load: Load) -> None:
 
 @pytest.mark.parametrize("shape", ["ner", "news"])
 def test_every_draw_fits_its_bucket(load: Load, shape: str) -> None:
-    flash = load("step_flash")
+    flash = load("step.flash")
     for count in (1, 2, 5, 16):
         for seed in range(4):
             for batch in drawn(load, shape, count, seed).packed():
@@ -117,11 +117,11 @@ def test_every_draw_fits_its_bucket(load: Load, shape: str) -> None:
 
 
 def test_filler_tokens_change_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    flash = load("step_flash")
+    flash = load("step.flash")
     system, draws = flash.Flash(make_setup(load, dropout=0.0)), drawn(load)
     usual = system.gradients(system.prepare(draws))
-    monkeypatch.setattr(load("step_buckets"), "bucket_tokens", lambda count: count + 150)
-    monkeypatch.setattr(load("step_buckets"), "bucket_sequences", lambda count: count + 9)
+    monkeypatch.setattr(load("step.buckets"), "bucket_tokens", lambda count: count + 150)
+    monkeypatch.setattr(load("step.buckets"), "bucket_sequences", lambda count: count + 9)
     more = system.prepare(draws)
     # Other pieces than the padding's: they must count for nothing too.
     for bucket in more:
@@ -134,7 +134,7 @@ def test_filler_tokens_change_nothing(load: Load, monkeypatch: pytest.MonkeyPatc
 
 
 def test_discriminator_phase_has_no_encoder_gradient(load: Load) -> None:
-    system = load("step_flash").Flash(make_setup(load))
+    system = load("step.flash").Flash(make_setup(load))
     batches = system.prepare(drawn(load))
     system.backward("task", batches[0])
     system.backward("discriminator", batches[1])
@@ -143,7 +143,7 @@ def test_discriminator_phase_has_no_encoder_gradient(load: Load) -> None:
 
 
 def test_the_pieces_are_one_step(load: Load) -> None:
-    flash, systems = load("step_flash"), load("step_systems")
+    flash, systems = load("step.flash"), load("step.systems")
     setup = make_setup(load, lr_generator=1e-3, precision="bf16")
     whole, apart = flash.Flash(setup), flash.Flash(setup)
     for seed in (0, 1):
@@ -161,7 +161,7 @@ def test_the_pieces_are_one_step(load: Load) -> None:
 
 
 def test_first_states_of_adam_move_nothing(load: Load) -> None:
-    system = load("step_flash").Flash(make_setup(load))
+    system = load("step.flash").Flash(make_setup(load))
     before = {n: w.clone() for n, w in system.weights().items()}
     system._create_states()
     assert all(torch.equal(w, before[n]) for n, w in system.weights().items())
@@ -176,22 +176,22 @@ def test_other_models_are_refused(load: Load) -> None:
     model = RobertaModel(RobertaConfig(vocab_size=50, intermediate_size=64, **small))
     setup = dataclasses.replace(make_setup(load), encoder=model)
     with pytest.raises(ValueError, match=r"found a roberta encoder.*expected bert"):
-        load("step_flash").Flash(setup)
+        load("step.flash").Flash(setup)
 
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", ["ner", "news"])
 def test_cuda_computes_what_the_reference_does(load: Load, shape: str, precision: str) -> None:
-    check = load("step_check")
+    check = load("step.check")
     setup = make_setup(load, shape, "cuda", precision=precision)
-    assert check.check(load("step_flash").Flash, setup, check.check_draws(setup)).passed
+    assert check.check(load("step.flash").Flash, setup, check.check_draws(setup)).passed
 
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_cuda_graphs_of_changing_shapes_are_eager_steps(load: Load, precision: str) -> None:
-    flash = load("step_flash")
+    flash = load("step.flash")
     rate = dict.fromkeys(("lr_task", "lr_discriminator", "lr_generator"), 1e-4)
     setup = make_setup(load, "news", "cuda", dropout=0.0, precision=precision, **rate)
     graph, eager = flash.Flash(setup), flash.Flash(setup)
@@ -214,7 +214,7 @@ def test_cuda_graphs_of_changing_shapes_are_eager_steps(load: Load, precision: s
 
 @needs_gpu
 def test_cuda_warm_up_leaves_weights_and_states(load: Load) -> None:
-    system = load("step_flash").Flash(make_setup(load, "ner", "cuda", precision="bf16"))
+    system = load("step.flash").Flash(make_setup(load, "ner", "cuda", precision="bf16"))
     system.warm_up(system.prepare(drawn(load)))
     system.step(system.prepare(drawn(load)))
 
@@ -233,7 +233,7 @@ def test_cuda_warm_up_leaves_weights_and_states(load: Load) -> None:
 @needs_gpu
 def test_cuda_graphs_draw_new_dropout(load: Load) -> None:
     rate = dict.fromkeys(("lr_task", "lr_discriminator", "lr_generator"), 0.0)
-    system = load("step_flash").Flash(make_setup(load, "ner", "cuda", precision="bf16", **rate))
+    system = load("step.flash").Flash(make_setup(load, "ner", "cuda", precision="bf16", **rate))
     batches = system.prepare(drawn(load))
     losses = [float(system.step(batches)["task"]) for _ in range(3)]
     assert len(set(losses)) == 3

@@ -232,10 +232,10 @@ def test_what_cannot_run_is_said_in_a_line(
 
 
 def test_a_gradient_left_out_or_not_a_number_fails_the_check(load: Any) -> None:
-    worst = load("step_check")._worst
+    worst = load("step.check")._worst
     one, loss = torch.ones(3), torch.tensor(1.0)
     expected = {"task": (loss, {"w": one})}
     assert worst(expected, expected) == 0
     assert worst({"task": (loss, {})}, expected) > 0.9
     nan = worst({"task": (loss, {"w": one * float("nan")})}, expected)
-    assert not load("step_check").Check("x", 0.0, nan, 0.0, None).passed
+    assert not load("step.check").Check("x", 0.0, nan, 0.0, None).passed

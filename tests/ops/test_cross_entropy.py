@@ -50,8 +50,8 @@ def check(op: Op, logits: Tensor, targets: Tensor, grad: Tensor) -> None:
     got, got_grad = run(op, logits, targets, grad)
     assert got.dtype == acc_dtype(logits.dtype)
     assert got_grad.dtype == logits.dtype
-    # A loss is a difference of these two.  exp in 16 bits may be off by 3e-6 (csrc/cpu/exp.h), which is
-    # 13 units at 1 of the type of the sums, and as much for the logarithm of a sum.
+    # A loss is a difference of these two. exp in 16 bits may be off by 3e-6 (csrc/cpu/exp.h), which
+    # is 13 units at 1 of the type of the sums, and as much for the logarithm of a sum.
     normalizers = logits.double().logsumexp(1)
     size = normalizers.abs() + exact.abs() + (13 if logits.dtype.itemsize == 2 else 1)
     assert_close(got, plain, exact, size)

@@ -1,7 +1,7 @@
 """Softmax cross-entropy, forward and backward: every backend, in place too, the reference compiled,
 and F.cross_entropy of the logits in float32.
 
-pytest benchmarks/bench_cross_entropy.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_cross_entropy.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Embeddings, layer norm and dropout: every backend, the reference compiled, PyTorch's functions.
 
-pytest benchmarks/bench_embedding_layer_norm.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_embedding_layer_norm.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

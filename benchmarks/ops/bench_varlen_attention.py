@@ -1,6 +1,6 @@
 """Attention within sequences, forward and backward, against what PyTorch has for it.
 
-pytest benchmarks/bench_varlen_attention.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_varlen_attention.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

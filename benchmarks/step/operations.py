@@ -13,11 +13,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from step_machine import seconds
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastadv import backends
+from step.machine import seconds
 
 OVERHEAD = "python overhead"
 REST = "everything else"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from step_batches import StepDraws
-from step_compiled import graphs_compiled
-from step_machine import Memory, seconds
-from step_operations import operations
-from step_systems import PIECES, Setup, System
+from step.batches import StepDraws
+from step.compiled import graphs_compiled
+from step.machine import Memory, seconds
+from step.operations import operations
+from step.systems import PIECES, Setup, System
 
 Result = TypeVar("Result")
 

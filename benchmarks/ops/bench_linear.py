@@ -1,6 +1,6 @@
 """Products with weights: y = x W^T, and both gradients, against PyTorch's own.
 
-pytest benchmarks/bench_linear.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_linear.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The systems that step_time.py compares, but for the compiled one (step_compiled.py).
+"""The systems that step_time.py compares, but for the compiled one (step/compiled.py).
 
 Another baseline is one more class with the methods of `System`, and a place in `SYSTEMS` there.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from step_batches import StepDraws
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,6 +22,7 @@ from fastadv.padded_encoder import set_dropout
 from fastadv.precision import autocast_dtype
 from fastadv.reference import PaddedBatch, ReferenceFinetuner
 from fastadv.step_graphs import HostStep, StepGraphs, why_no_graphs
+from step.batches import StepDraws
 
 # Loss and gradients of a phase, by parameter name.
 Phase = tuple[Tensor, dict[str, Tensor]]
@@ -177,7 +177,7 @@ class Library:
             # The count picks the dropout masks of the next step.
             trainer.step_count += phase == "generator"
 
-        return _pieces(gradients, update, packed)
+        return pieces_of(gradients, update, packed)
 
     def clear(self) -> None:
         pass
@@ -213,7 +213,7 @@ class Library:
         return {f"{start}{n}": t for n, t in theirs.items()} | others
 
 
-def _pieces(
+def pieces_of(
     gradients: Callable[[str, Any], None], update: Callable[[str], None], batches: tuple[Any, ...]
 ) -> list[Piece]:
     """`gradients(phase, batch)` and `update(phase)` under the names in `PIECES`."""
@@ -263,7 +263,7 @@ class Padded:
 
     def pieces(self, batches: Any) -> list[Piece]:
         optimizers = self.optimizers()
-        return _pieces(self.backward, lambda phase: optimizers[phase].step(), batches)
+        return pieces_of(self.backward, lambda phase: optimizers[phase].step(), batches)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The three, by phase."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from step_batches import Examples, StepDraws
-from step_systems import PIECES, Padded, Setup, padded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv.packing import pack
 from fastadv.reference import IGNORE_INDEX, PaddedBatch, mean_pool
+from step.batches import Examples, StepDraws
+from step.systems import PIECES, Padded, Setup, padded
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from step_batches import StepDraws
-from step_buckets import Bucket, fill
-from step_systems import PIECES, Phase, Piece, Setup, _pieces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv.packing import IGNORE_INDEX
 from fastadv.padded_encoder import set_dropout
 from fastadv.precision import autocast_dtype
+from step.batches import StepDraws
+from step.buckets import Bucket, fill
+from step.systems import PIECES, Phase, Piece, Setup, pieces_of
 
 PHASES = PIECES[::2]
 
@@ -208,7 +208,7 @@ class Flash:
             self.clear()
 
     def pieces(self, batches: Sequence[Bucket]) -> list[Piece]:
-        return _pieces(self.backward, lambda phase: self._adams[phase].step(), tuple(batches))
+        return pieces_of(self.backward, lambda phase: self._adams[phase].step(), tuple(batches))
 
     def clear(self) -> None:
         self._cast = None

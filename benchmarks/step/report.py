@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from step_batches import StepDraws
-from step_check import Check
-from step_floor import Floor
-from step_operations import OVERHEAD
-from step_systems import PIECES, Library
-from step_timing import Measured
+from step.batches import StepDraws
+from step.check import Check
+from step.floor import Floor
+from step.operations import OVERHEAD
+from step.systems import PIECES, Library
+from step.timing import Measured
 
 
 def check_rows(checks: Sequence[Check]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Adam on rows of a table, and the steps that they missed: every backend; torch is the replay.
 
-pytest benchmarks/bench_embedding_adam.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_embedding_adam.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

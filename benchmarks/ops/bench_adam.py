@@ -1,6 +1,6 @@
 """A step of Adam on the matrices of two layers of BERT: every backend, torch.optim.Adam fused.
 
-pytest benchmarks/bench_adam.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_adam.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

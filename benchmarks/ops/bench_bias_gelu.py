@@ -1,6 +1,6 @@
 """Bias and GELU, forward and backward: every backend, the reference compiled, F.gelu.
 
-pytest benchmarks/bench_bias_gelu.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_bias_gelu.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

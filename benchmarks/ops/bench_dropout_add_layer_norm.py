@@ -1,6 +1,6 @@
 """Bias, dropout, residual, layer norm: every backend, the reference compiled, PyTorch's functions.
 
-pytest benchmarks/bench_dropout_add_layer_norm.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_dropout_add_layer_norm.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from step_batches import StepDraws, step_flops
-from step_systems import Setup
 from torch import Tensor
+
+from step.batches import StepDraws, step_flops
+from step.systems import Setup
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The discriminator's loss, forward and backward: every backend, the reference compiled, and
 PyTorch's addmv with binary_cross_entropy_with_logits.
 
-pytest benchmarks/bench_linear_bce.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_linear_bce.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_batches import Shape
-from step_systems import Setup
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from fastadv import FinetuneConfig
 from fastadv.heads import output_projection
 from fastadv.loading import load_encoder
 from fastadv.precision import resolve_precision
+from step.batches import Shape
+from step.systems import Setup
 
 # Weights are random: time does not depend on their values.
 MODEL_SIZES: dict[str, dict[str, Any]] = {

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from step_batches import SHAPES, DrawnTexts, StepDraws
-from step_systems import Padded, Phase, Setup, System
 from torch import Tensor
+
+from step.batches import SHAPES, DrawnTexts, StepDraws
+from step.systems import Padded, Phase, Setup, System
 
 # The check runs in float32 and several times over; on a CPU its texts are short.
 CHECK_BATCH, CHECK_LENGTH = 3, 24

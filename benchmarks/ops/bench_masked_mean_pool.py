@@ -1,6 +1,6 @@
 """Mean pooling, forward and backward: every backend, the reference compiled, segment_reduce.
 
-pytest benchmarks/bench_masked_mean_pool.py --benchmark-group-by=group
+pytest benchmarks/ops/bench_masked_mean_pool.py --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ of a result that is wrong is not printed.
 This is a script and no pytest benchmark, since ratios are medians over pairs: the ways must take
 turns, and share one model.
 
-python benchmarks/bench_encoder.py --model-size mbert --lengths 128 --batch-sizes 1,8,64
+python benchmarks/encoder_time.py --model-size mbert --lengths 128 --batch-sizes 1,8,64
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_batches import forward_flops
-from step_compiled import compile_regions, compiler_missing, graphs_compiled
-from step_machine import describe, matrix_rate, seconds, versions
-from step_models import MODEL_SIZES, make_encoder
+from step.batches import forward_flops
+from step.compiled import compile_regions, compiler_missing, graphs_compiled
+from step.machine import describe, matrix_rate, seconds, versions
+from step.models import MODEL_SIZES, make_encoder
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(missing)
         report = _measure(options, device)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"bench_encoder.py: {error}", file=sys.stderr)
+        print(f"encoder_time.py: {error}", file=sys.stderr)
         return 2
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
