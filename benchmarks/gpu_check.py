@@ -117,9 +117,12 @@ def parts() -> list[Part]:
 
 def gpu_tests() -> list[str]:
     """Test files relative to the repository: of operations, and all others that name "cuda"."""
-    paths = [p for p in ROOT.glob("tests/test_*.py") if "cuda" in p.read_text()]
     # Operations' tests have their devices from a module that they share.
-    paths += ROOT.glob("tests/ops/test_*.py")
+    paths = [
+        p
+        for p in ROOT.glob("tests/**/test_*.py")
+        if p.parent.name == "ops" or "cuda" in p.read_text()
+    ]
     return sorted(str(p.relative_to(ROOT)) for p in paths)
 
 

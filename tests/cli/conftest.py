@@ -10,7 +10,7 @@ import tiny
 from fastadv import AdversarialFinetuner, FinetuneConfig
 
 # Before a test module imports it, so that its assertions say what they found.
-pytest.register_assert_rewrite("cli.helpers")
+pytest.register_assert_rewrite("cli_helpers")
 
 
 @pytest.fixture(scope="session")

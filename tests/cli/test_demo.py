@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_helpers import contents
 
-from cli.helpers import contents
 from fastadv import backends
 from fastadv.cli import main
 

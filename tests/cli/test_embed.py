@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from cli_helpers import contents
 
-from cli.helpers import contents
 from fastadv.cli import main
 from fastadv.cli.embed import write_array
 from fastadv.embedder import Embedder

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from cli_helpers import SMALL, call, refused, train
 
-from cli.helpers import SMALL, call, refused, train
 from fastadv.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from cli_helpers import call, contents, refused, train
 
 import fastadv.checkpoint
 import fastadv.trainer
-from cli.helpers import call, contents, refused, train
 from fastadv.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

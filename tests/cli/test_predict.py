@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from cli_helpers import command, contents, environment
 
-from cli.helpers import command, contents, environment
 from fastadv import AdversarialFinetuner
 from fastadv.cli import main
 from fastadv.cli.predict import sentence_line

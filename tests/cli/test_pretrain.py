@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_helpers import call, command, contents, environment
 from transformers import AutoModelForMaskedLM
-
-from cli.helpers import call, command, contents, environment
 
 SENTENCE = {
     "en": "rain falls on the harbour while a slow song ends and the wind turns",

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cli_helpers import command, environment, train
 
 import fastadv.evaluate
 import fastadv.finetuner
 import fastadv.fit
 import fastadv.trainer
-from cli.helpers import command, environment, train
 from fastadv.cli import main
 from fastadv.cli.signals import raised_signals
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cli_helpers import contents, train
 
 import fastadv.cli.train
 import fastadv.fit
-from cli.helpers import contents, train
 from fastadv.cli import main
 from fastadv.cli.summary import summary
 from fastadv.history import History

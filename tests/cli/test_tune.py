@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cli_helpers import LANGUAGES, SMALL, command, environment, refused
 
-from cli.helpers import LANGUAGES, SMALL, command, environment, refused
 from fastadv.cli import main
 
 

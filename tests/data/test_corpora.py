@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
+import corpora
 import pytest
 from data_helpers import shared_data
 
-from data import corpora
 from fastadv.data import (
     Document,
     Sentence,

@@ -5,9 +5,9 @@ import io
 import random
 from pathlib import Path
 
+import corpora
 import pytest
 
-from data import corpora
 from fastadv.data import DataFile, Document, as_documents, as_texts
 
 

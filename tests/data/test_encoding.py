@@ -4,9 +4,9 @@ import logging
 import random
 from pathlib import Path
 
+import corpora
 import pytest
 
-from data import corpora
 from fastadv.data import DataFile, Sentence, as_documents, as_sentences, as_texts, iter_texts
 
 HINT = 'UTF-8 text (or encoding="latin-1", on the command line --encoding latin-1)'

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import corpora
 import pytest
 
-from data import corpora
 from fastadv.data import (
     DataFile,
     Document,

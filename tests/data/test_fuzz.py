@@ -8,9 +8,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import corpora
 import pytest
 
-from data import corpora
 from fastadv.data import (
     DataFile,
     Document,

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+import corpora
 import pytest
 
-from data import corpora
 from fastadv.data import DataFile, Document, Sentence, as_documents, as_sentences, as_texts
 
 

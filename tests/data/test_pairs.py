@@ -1,8 +1,8 @@
 from pathlib import Path
 
+import corpora
 import pytest
 
-from data import corpora
 from fastadv.data import DataFile, read_pairs
 
 

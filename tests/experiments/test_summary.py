@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import test_tables
+from result_lines import LINES, RESULTS, line
 
 from fastadv.experiments.results import Results
 from fastadv.experiments.summary import sentences
 
 
 def test_each_number_is_that_of_the_tables() -> None:
-    effect, criteria, languages, alignment = sentences(test_tables.RESULTS)
+    effect, criteria, languages, alignment = sentences(RESULTS)
     # By seed +0.05 and +0.02 on English dev; -0.05 and +0.16 at the last step.
     assert effect == (
         "Adversarial less baseline, mean of the targets in points: +3.5 ± 2.1 (english_dev), "
@@ -31,12 +31,10 @@ def test_each_number_is_that_of_the_tables() -> None:
 
 
 def test_the_papers_criterion_stands_beside_a_better_one() -> None:
-    better = test_tables.line(
-        "adversarial", 0, (0.9, 0.9, 0, 0.5), (0.9, 0.50, 1, 0.6), (0.7, 0.90, 2, 0.7)
-    )
-    found = sentences(Results([test_tables.LINES[0], better]))
+    better = line("adversarial", 0, (0.9, 0.9, 0, 0.5), (0.9, 0.50, 1, 0.6), (0.7, 0.90, 2, 0.7))
+    found = sentences(Results([LINES[0], better]))
     assert any("step last gets most: 80.0; english_dev 55.0; oracle" in said for said in found)
 
 
 def test_nothing_is_said_of_what_is_not_there_yet() -> None:
-    assert sentences(Results(test_tables.LINES[:1])) == []
+    assert sentences(Results(LINES[:1])) == []

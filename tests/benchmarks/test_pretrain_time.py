@@ -21,8 +21,7 @@ SMALL = [
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+def bench() -> ModuleType:
     return importlib.import_module("pretrain_time")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import corpora
 import yaml
-from data import corpora
 
 CLASSES = ("CCAT", "ECAT", "GCAT", "MCAT")
 GERMAN_TEXT = "Der Kurs von Münchner »Straße« stieg's um 3"

@@ -12,7 +12,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from fastadv.data import Sentence
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TAGS = {"O": 0, "B-X": 1, "I-X": 2}
 # Words of which BERT's kind of tokenizer makes no piece.

@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 GPU = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0", "driver": "580.1", "memory": "80 GB"}
 
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("gpu_check")
     monkeypatch.setattr(module, "find_gpu", lambda: GPU)
     monkeypatch.setattr(module, "versions", lambda: {"torch": "2.11.0+cu130"})
@@ -184,7 +182,6 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(
 
 
 def test_asks_the_driver_what_the_gpu_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("gpu_check")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert module.find_gpu() is None
@@ -231,7 +228,7 @@ def test_parts_come_by_worth(check: ModuleType) -> None:
 
 def test_finds_every_test_of_a_gpu(check: ModuleType, monkeypatch: Any, tmp_path: Path) -> None:
     found = check.gpu_tests()
-    for name in ("test_step_flash", "test_equivalence", "ops/test_linear"):
+    for name in ("benchmarks/test_step_flash", "training/test_equivalence", "ops/test_linear"):
         assert f"tests/{name}.py" in found
     (command,) = (part.command for part in check.parts() if part.name == "tests")
     assert set(found) < set(command) and "--continue-on-collection-errors" in command

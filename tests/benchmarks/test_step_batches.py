@@ -14,13 +14,11 @@ from transformers import BertConfig, BertModel
 
 from fastadv.tokenization import TokenSequence
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def load() -> Any:
     return importlib.import_module
 
 

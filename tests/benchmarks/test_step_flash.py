@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from transformers import RobertaConfig, RobertaModel
 from fastadv.packing import IGNORE_INDEX, pack
 from fastadv.tokenization import TokenSequence
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 Load = Callable[[str], Any]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,8 +22,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Load:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def load() -> Load:
     return importlib.import_module
 
 

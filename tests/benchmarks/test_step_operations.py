@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,14 +14,12 @@ from torch.autograd import DeviceType
 
 from fastadv.ops import masked_mean_pool
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def counting() -> ModuleType:
     return importlib.import_module("step.operations")
 
 

@@ -17,7 +17,7 @@ import torch
 
 import fastadv.trainer
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--model-size", "tiny", "--shape", "ner", "--batch-size", "2", "--device", "cpu")
 QUICK = (*TINY, "--steps", "2", "--baselines", "b0", "--precision", "fp32")
 SYSTEMS = ("library", "b0", "b1")
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def load() -> Any:
     return importlib.import_module
 
 

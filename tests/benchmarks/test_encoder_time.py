@@ -15,7 +15,6 @@ import torch
 
 from fastadv.encoder import PackedBert
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 SMALL = ("--model-size", "tiny", "--device", "cpu", "--lengths", "5,12", "--batch-sizes", "1,3")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("encoder_time")
     monkeypatch.setattr(module, "matrix_rate", lambda device, dtype: 1e12)
     # Traced as ever but not compiled, which takes a minute.
