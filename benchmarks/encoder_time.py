@@ -34,9 +34,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastadv.backends import BACKENDS
-from fastadv.encoder import PackedBert
-from fastadv.packing import pack
-from fastadv.tokenized import TokenSequence
+from fastadv.batches.packing import pack
+from fastadv.batches.tokenized import TokenSequence
+from fastadv.nn.packed_encoder import PackedBert
 
 OURS, AUTOCAST, CAST = "ours", "autocast", "bfloat16"
 # Ours rounds where transformers under autocast does, and two sums of roundings of one size are as

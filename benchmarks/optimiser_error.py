@@ -28,9 +28,9 @@ from step.batches import make_tokenizer
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from fastadv.deferred_embedding import DeferredEmbedding
 from fastadv.ops.adam import adam
-from fastadv.residuals import Residuals
+from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.weights.residuals import Residuals
 
 RATES = (2e-6, 2e-8)
 BETAS, EPS = (0.9, 0.999), 1e-8

@@ -31,8 +31,8 @@ from step.models import MODEL_SIZES, make_encoder, make_setup
 from step.systems import Library
 from torch import Tensor
 
-from fastadv.packing import PackedBatch
-from fastadv.trainer import Gradients, Trainer
+from fastadv.batches.packing import PackedBatch
+from fastadv.training.trainer import Gradients, Trainer
 
 OURS, BARE = "ours", "ours, no layouts"
 FUSED, KEPT, PACKED = "torch fused", "torch, buffer kept", "torch kept, layouts"

@@ -11,15 +11,16 @@ import pdoc
 PUBLIC = (
     "backends",
     "data",
-    "discriminator_health",
-    "encoder",
-    "labels",
-    "metrics",
+    "nn.packed_encoder",
     "ops",
-    "plots",
+    "records.discriminator_health",
+    "records.plots",
+    "records.trackers",
     "reference",
     "samples",
-    "trackers",
+    "selection",
+    "tasks.labels",
+    "tasks.metrics",
 )
 
 

@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastadv.batches.packing import PackedBatch
     from fastadv.config import FinetuneConfig
     from fastadv.data import DataFile, Document, Sentence
     from fastadv.embedder import Embedder
     from fastadv.finetuner import AdversarialFinetuner, Losses
-    from fastadv.history import History
-    from fastadv.packing import PackedBatch
-    from fastadv.predictions import DocumentPrediction, Entity, SentencePrediction
-    from fastadv.stopping import Stopped
+    from fastadv.records.history import History
+    from fastadv.run.stopping import Stopped
+    from fastadv.tasks.predictions import DocumentPrediction, Entity, SentencePrediction
 
 __version__ = "0.1.0"
 
@@ -26,16 +26,16 @@ _HOMES = {
     "AdversarialFinetuner": "finetuner",
     "DataFile": "data",
     "Document": "data",
-    "DocumentPrediction": "predictions",
+    "DocumentPrediction": "tasks.predictions",
     "Embedder": "embedder",
-    "Entity": "predictions",
+    "Entity": "tasks.predictions",
     "FinetuneConfig": "config",
-    "History": "history",
+    "History": "records.history",
     "Losses": "finetuner",
-    "PackedBatch": "packing",
+    "PackedBatch": "batches.packing",
     "Sentence": "data",
-    "SentencePrediction": "predictions",
-    "Stopped": "stopping",
+    "SentencePrediction": "tasks.predictions",
+    "Stopped": "run.stopping",
 }
 
 __all__ = [

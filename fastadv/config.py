@@ -88,7 +88,7 @@ class FinetuneConfig:
             "information" or "entropy", or both by "english_dev+nuclear_norm", the mean of the
             ranks (see `fastadv.selection`). Ours but for the first.
         mean_weights: Also keep the mean of the weights at the evaluations in the second half of
-            the run, as mean/ (see `fastadv.weight_mean`). Ours.
+            the run, as mean/ (see `fastadv.run.weight_mean`). Ours.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
         eval_at_start: Also evaluate before the first step (the origin of Figure 2).

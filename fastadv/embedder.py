@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.batches.tokenization import tokenize_documents
 from fastadv.config import EncoderChoice, FinetuneConfig, Precision
 from fastadv.data import Data, Document, as_texts, iter_texts
-from fastadv.encoder import Encoder, build_encoder
-from fastadv.evaluate import embeddings
-from fastadv.export import saved_max_length
-from fastadv.loading import load_encoder, load_tokenizer, max_positions
-from fastadv.precision import autocast_dtype, resolve_precision
-from fastadv.pretrained import resolve_model
-from fastadv.streaming import chunks
-from fastadv.tokenization import tokenize_documents
+from fastadv.data.chunks import chunks
+from fastadv.device import autocast_dtype, resolve_precision
+from fastadv.model_io.finetuned import saved_max_length
+from fastadv.model_io.loading import load_encoder, load_tokenizer, max_positions
+from fastadv.model_io.packaged import resolve_model
+from fastadv.nn.packed_encoder import Encoder, build_encoder
+from fastadv.tasks.inference import embeddings
 
 Floats = NDArray[np.float32]
 

@@ -16,34 +16,34 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastadv import backends
-from fastadv import checkpoint as checkpoints
-from fastadv.arguments import checked_labels, checked_length, checked_tokenizer
+from fastadv.batches.packing import PackedBatch, pack
 from fastadv.config import FinetuneConfig, ResolvedConfig, Task
 from fastadv.data import Data, as_texts, iter_texts
+from fastadv.data.chunks import chunks
+from fastadv.device import autocast_dtype, resolve_precision
 from fastadv.embedder import Embedder
-from fastadv.encoder import build_encoder
-from fastadv.evaluate import EvaluationSet
-from fastadv.export import load_model, save_model
-from fastadv.fit import Run
-from fastadv.heads import HEAD_OPERATIONS, AdversarialModel
-from fastadv.history import History
-from fastadv.loading import load_encoder, load_tokenizer
-from fastadv.observer import Observer
-from fastadv.packing import PackedBatch, pack
-from fastadv.padded_encoder import set_dropout
-from fastadv.precision import autocast_dtype, resolve_precision
-from fastadv.predictions import (
+from fastadv.model_io.checks import checked_labels, checked_length, checked_tokenizer
+from fastadv.model_io.finetuned import load_model, save_model
+from fastadv.model_io.loading import load_encoder, load_tokenizer
+from fastadv.model_io.packaged import resolve_model
+from fastadv.nn.heads import HEAD_OPERATIONS, AdversarialModel
+from fastadv.nn.packed_encoder import build_encoder
+from fastadv.nn.padded_encoder import set_dropout
+from fastadv.records.history import History
+from fastadv.run import checkpoint as checkpoints
+from fastadv.run.fit import Run
+from fastadv.run.observer import Observer
+from fastadv.run.state import restore, state_of
+from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
+from fastadv.tasks.inference import EvaluationSet
+from fastadv.tasks.predictions import (
     DocumentPrediction,
     SentencePrediction,
     predict_documents,
     predict_sentences,
 )
-from fastadv.preparation import Preparation
-from fastadv.pretrained import resolve_model
-from fastadv.run_state import restore, state_of
-from fastadv.step_choice import ENGLISH_DEV, StepChoice
-from fastadv.streaming import chunks
-from fastadv.trainer import Trainer
+from fastadv.tasks.preparation import Preparation
+from fastadv.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class AdversarialFinetuner:
             quiet: No progress; warnings are still shown.
             trackers: Where else to send what goes to metrics.jsonl: "tensorboard", "wandb",
                 "trackio".
-            observer: Looks at the model at every evaluation (see `fastadv.observer`).
+            observer: Looks at the model at every evaluation (see `fastadv.run.observer`).
             export: Write best/, last/ and mean/; without, the checkpoint holds the last weights
                 alone.
 

@@ -3,9 +3,9 @@
 The blocks marked sh and python run in the page's order, in a folder that stands for the
 repository's root: of the root it has what pages read from it, `fastadv/samples` (a page about the
 code runs in the root itself). A block marked output is exactly what the block before it printed;
-blocks marked text are not run. Two things are not as at the reader's: `e5-small` is a BERT of one
-layer of 16 units with random weights, which the cache gives under that name, and `fastadv` and
-`python` are forks of one process that has imported the library already.
+blocks marked text or mermaid are not run. Two things are not as at the reader's: `e5-small` is a
+BERT of one layer of 16 units with random weights, which the cache gives under that name, and
+`fastadv` and `python` are forks of one process that has imported the library already.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pytest
 import tiny
 from pages import Block, Shell, blocks, commands
 
-from fastadv import pretrained
 from fastadv.backends import OPERATIONS
 from fastadv.cli.dispatch import COMMANDS, parser
+from fastadv.model_io import packaged
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -44,9 +44,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     cache = folder / "cache"
     with pytest.MonkeyPatch.context() as patch, commands(folder) as programs:
         patch.setenv("FASTADV_CACHE", str(cache))
-        patch.setattr(pretrained, "_write_folder", write_tiny_model)
-        patch.setattr(pretrained, "_read_data_file", lambda alias: b"")
-        pretrained.resolve_model("e5-small")
+        patch.setattr(packaged, "_write_folder", write_tiny_model)
+        patch.setattr(packaged, "_read_data_file", lambda alias: b"")
+        packaged.resolve_model("e5-small")
         path = (str(programs), str(Path(sys.executable).parent), os.environ["PATH"])
         yield {**os.environ, "PATH": os.pathsep.join(path)}
 
@@ -56,7 +56,7 @@ def write_tiny_model(data: bytes, folder: Path) -> None:
     size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1}
     tiny.tiny_folder(folder, max_position_embeddings=128, **size)
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    (folder / pretrained._MANIFEST).write_text(json.dumps(sizes))
+    (folder / packaged._MANIFEST).write_text(json.dumps(sizes))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def run_page(page: str, text: str, shell: Shell) -> None:
         where = f"docs/{page}:{block.line}"
         if block.language == "output":
             assert printed == block.code, f"{where}: is not what the block before it prints"
-        elif block.language != "text":
+        elif block.language not in ("text", "mermaid"):
             assert block.language in ("sh", "python"), f"{where}: {block.language!r} is not run"
             skip_without_package(block, where)
             done = shell.run(block)
@@ -165,7 +165,7 @@ def test_api_reference(shell: Shell) -> None:
         *(f"fastadv#AdversarialFinetuner.{n}" for n in ("fit", "step", "predict", "evaluate")),
         *(f"fastadv#{n}" for n in ("FinetuneConfig", "FinetuneConfig.steps", "Embedder.embed")),
         *(f"fastadv.data#{n}" for n in readers),
-        *(f"fastadv.metrics#{n}" for n in measures),
+        *(f"fastadv.tasks.metrics#{n}" for n in measures),
         *(f"fastadv.ops.{n}#{n}{suffix}" for n in OPERATIONS for suffix in ("", "_ref")),
         *(f"fastadv.ops#{n}" for n in ("discriminator_loss", "generator_loss")),
     }

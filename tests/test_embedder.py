@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from fastadv import AdversarialFinetuner, Embedder, Entity, FinetuneConfig, SentencePrediction
-from fastadv.encoder import PackedBert
-from fastadv.padded_encoder import PaddedEncoder
-from fastadv.streaming import chunks
+from fastadv.data.chunks import chunks
+from fastadv.nn.packed_encoder import PackedBert
+from fastadv.nn.padded_encoder import PaddedEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [text for text, _ in tiny.ENGLISH] + tiny.GERMAN

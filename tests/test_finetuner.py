@@ -13,9 +13,9 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from fastadv import AdversarialFinetuner, Document, FinetuneConfig, Sentence
-from fastadv.architectures import DropoutRates
-from fastadv.encoder import PackedBert
-from fastadv.padded_encoder import PaddedEncoder
+from fastadv.nn.architectures import DropoutRates
+from fastadv.nn.packed_encoder import PackedBert
+from fastadv.nn.padded_encoder import PaddedEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENGLISH = [text for text, _ in tiny.ENGLISH]
@@ -184,7 +184,7 @@ def test_ner_loss_sums_words_and_averages_sentences() -> None:
 
 
 def word_rows(tuner: AdversarialFinetuner, sentences: list) -> list[np.ndarray]:
-    from fastadv.evaluate import word_probabilities
+    from fastadv.tasks.inference import word_probabilities
 
     data = tuner.evaluation_set(sentences)
     return word_probabilities(tuner.model, data.dataset, 2)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import Parameter
 
 from fastadv.ops.linear import linear_ref
-from fastadv.weight_layouts import WeightLayouts
+from fastadv.weights.layouts import WeightLayouts
 
 # Depth and width of the four products of a layer of multilingual BERT.
 WEIGHTS = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]

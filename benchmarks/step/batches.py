@@ -12,16 +12,16 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fastadv.config import Task
-from fastadv.data import read_conll, read_documents
-from fastadv.packing import PackedBatch, pack
-from fastadv.tokenization import (
+from fastadv.batches.packing import PackedBatch, pack
+from fastadv.batches.tokenization import (
     TokenizedDataset,
     TokenSequence,
     as_unlabeled,
     tokenize_documents,
     tokenize_sentences,
 )
+from fastadv.config import Task
+from fastadv.data import read_conll, read_documents
 
 Examples = list[list[TokenSequence]]
 

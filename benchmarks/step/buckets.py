@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastadv.packing import IGNORE_INDEX, PackedBatch
+from fastadv.batches.packing import IGNORE_INDEX, PackedBatch
 
 # Fewest tokens of a bucket, and what the bound on a sequence's length is a multiple of.
 LEAST = 64

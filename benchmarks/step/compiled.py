@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv.packing import pack
+from fastadv.batches.packing import pack
 from fastadv.reference import IGNORE_INDEX, PaddedBatch, mean_pool
 from step.batches import Examples, StepDraws
 from step.systems import PIECES, Padded, Setup, padded

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv.packing import IGNORE_INDEX
-from fastadv.padded_encoder import set_dropout
-from fastadv.precision import autocast_dtype
+from fastadv.batches.packing import IGNORE_INDEX
+from fastadv.device import autocast_dtype
+from fastadv.nn.padded_encoder import set_dropout
 from step.batches import StepDraws
 from step.buckets import Bucket, fill
 from step.systems import PIECES, Phase, Piece, Setup, pieces_of

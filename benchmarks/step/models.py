@@ -9,9 +9,9 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from fastadv import FinetuneConfig
-from fastadv.heads import output_projection
-from fastadv.loading import load_encoder
-from fastadv.precision import resolve_precision
+from fastadv.device import resolve_precision
+from fastadv.model_io.loading import load_encoder
+from fastadv.nn.heads import output_projection
 from step.batches import Shape
 from step.systems import Setup
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastadv import AdversarialFinetuner
+from fastadv.batches.packing import IGNORE_INDEX, PackedBatch
 from fastadv.config import ResolvedConfig, Task
-from fastadv.packing import IGNORE_INDEX, PackedBatch
-from fastadv.padded_encoder import set_dropout
-from fastadv.precision import autocast_dtype
+from fastadv.device import autocast_dtype
+from fastadv.nn.padded_encoder import set_dropout
 from fastadv.reference import PaddedBatch, ReferenceFinetuner
-from fastadv.step_graphs import HostStep, StepGraphs, why_no_graphs
+from fastadv.training.step_graphs import HostStep, StepGraphs, why_no_graphs
 from step.batches import StepDraws
 
 # Loss and gradients of a phase, by parameter name.

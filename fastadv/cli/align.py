@@ -47,7 +47,7 @@ def run(options: Namespace) -> None:
         reading.file("source", options.source), reading.file("target", options.target)
     )
     hush(options.quiet)
-    from fastadv.metrics import median_cosine, retrieval_accuracy
+    from fastadv.tasks.metrics import median_cosine, retrieval_accuracy
 
     embedder = embedder_of(options)
     source, target = embedder.embed(sources), embedder.embed(targets)

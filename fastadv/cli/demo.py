@@ -60,7 +60,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     hush(options.quiet)
-    from fastadv import demo
+    from fastadv.experiments import demo
 
     chosen = options.as_dict()
     del chosen["options"]

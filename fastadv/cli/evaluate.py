@@ -19,10 +19,10 @@ from fastadv.cli.options import (
     model_of,
     named,
 )
-from fastadv.table import table
+from fastadv.records.text_table import table
 
 if TYPE_CHECKING:
-    from fastadv.metrics import DocumentReport, EntityScores, Scores
+    from fastadv.tasks.metrics import DocumentReport, EntityScores, Scores
 
 SUMMARY = "score a finetuned model"
 DESCRIPTION = (
@@ -72,7 +72,7 @@ def run(options: Namespace) -> None:
 
 
 def _scores(report: DocumentReport | EntityScores) -> dict[str, float]:
-    from fastadv.metrics import DocumentReport
+    from fastadv.tasks.metrics import DocumentReport
 
     if isinstance(report, DocumentReport):
         return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
@@ -81,7 +81,7 @@ def _scores(report: DocumentReport | EntityScores) -> dict[str, float]:
 
 def _facts(report: DocumentReport | EntityScores) -> dict[str, Any]:
     """The details as plain data."""
-    from fastadv.metrics import DocumentReport
+    from fastadv.tasks.metrics import DocumentReport
 
     if isinstance(report, DocumentReport):
         return {
@@ -93,7 +93,7 @@ def _facts(report: DocumentReport | EntityScores) -> dict[str, Any]:
 
 
 def _details(report: DocumentReport | EntityScores) -> str:
-    from fastadv.metrics import DocumentReport
+    from fastadv.tasks.metrics import DocumentReport
 
     if not isinstance(report, DocumentReport):
         return _each("type", report.per_type)

@@ -25,7 +25,7 @@ from fastadv.cli.options import (
 from fastadv.cli.output import text_output
 
 if TYPE_CHECKING:
-    from fastadv.predictions import DocumentPrediction, SentencePrediction
+    from fastadv.tasks.predictions import DocumentPrediction, SentencePrediction
 
 SUMMARY = "label texts"
 DESCRIPTION = (
@@ -55,8 +55,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     data = Reading(options, []).file("input", options.input)
     hush(options.quiet)
+    from fastadv.data.chunks import chunks
     from fastadv.finetuner import AdversarialFinetuner
-    from fastadv.streaming import chunks
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
     if options.batch_size is not None:

@@ -112,7 +112,7 @@ def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) 
 
 
 def _refuse_other_run(output: Path, resume: bool) -> None:
-    from fastadv.fit import CHECKPOINT, LAST, METRICS
+    from fastadv.run.fit import CHECKPOINT, LAST, METRICS
 
     for folder in (*reversed(output.parents), output):
         if folder.exists() and not folder.is_dir():
@@ -126,7 +126,7 @@ def _refuse_other_run(output: Path, resume: bool) -> None:
 
 
 def _prepare(options: Namespace, config: PretrainConfig, output: Path) -> None:
-    from fastadv.loading import load_tokenizer
+    from fastadv.model_io.loading import load_tokenizer
     from fastadv.pretraining.corpus import Corpus
     from fastadv.pretraining.run import CORPUS, TOKENIZER
     from fastadv.pretraining.text_files import TextFiles

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastadv.config import Task
-from fastadv.evaluate import SCORE
-from fastadv.history import History
-from fastadv.table import table
+from fastadv.records.history import History
+from fastadv.records.text_table import table
+from fastadv.tasks.inference import SCORE
 
 _WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 

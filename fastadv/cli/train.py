@@ -26,7 +26,7 @@ from fastadv.cli.run_folder import BASELINE, has_begun, has_checkpoint, recorded
 from fastadv.config import FinetuneConfig, Task
 
 if TYPE_CHECKING:
-    from fastadv.history import History
+    from fastadv.records.history import History
 
 SUMMARY = "finetune a model"
 DESCRIPTION = (
@@ -146,7 +146,7 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
     `test` may be no option of the command.
     """
     from fastadv.data import as_documents, as_sentences, as_texts
-    from fastadv.labels import labels_of
+    from fastadv.tasks.labels import labels_of
 
     unlabeled = named(options.unlabeled, "--unlabeled")
     test = named(options.get("test"), "--test")
@@ -209,9 +209,9 @@ def _trackers(options: Namespace) -> list[str]:
 
 def _tell(options: Namespace, histories: Mapping[str, History], output: Path) -> None:
     from fastadv.cli.summary import summary
-    from fastadv.fit import LAST
-    from fastadv.plots import plot_curves
-    from fastadv.step_choice import BEST
+    from fastadv.records.plots import plot_curves
+    from fastadv.run.fit import LAST
+    from fastadv.selection.step_choice import BEST
 
     table = summary(histories, options.task)
     if table:

@@ -18,7 +18,7 @@ from fastadv.cli.train import data_and_labels
 from fastadv.config import FinetuneConfig, Task
 
 if TYPE_CHECKING:
-    from fastadv.tuning import Search, Trial
+    from fastadv.experiments.tuning import Search, Trial
 
 SUMMARY = "search for learning rates on English dev"
 DESCRIPTION = (
@@ -77,7 +77,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    from fastadv.tuning import RATES, Search, Trial, best_of, propose
+    from fastadv.experiments.tuning import RATES, Search, Trial, best_of, propose
 
     config = FinetuneConfig(**options.config.as_dict())
     if options.trials < 1:
@@ -145,7 +145,7 @@ def _settings(options: Namespace) -> dict[str, Any]:
 
 
 def _told(search: Search, why: str) -> str:
-    from fastadv.tuning import best_of
+    from fastadv.experiments.tuning import best_of
 
     trial, best = search.trials[-1], best_of(search.trials)
     rates = "  ".join(f"{name} {rate:.2e}" for name, rate in trial.rates.items())
@@ -155,7 +155,7 @@ def _told(search: Search, why: str) -> str:
 
 
 def _write_best(path: Path, options: Namespace, best: Trial) -> None:
-    from fastadv.atomic_file import write_atomically
+    from fastadv.run.files import write_atomically
 
     kept = ("model", "task", "train", "dev", "unlabeled", "encoding", "format", "columns")
     found = options.as_dict()
@@ -166,7 +166,7 @@ def _write_best(path: Path, options: Namespace, best: Trial) -> None:
 
 
 def _tell(search: Search, options: Namespace) -> None:
-    from fastadv.table import table
+    from fastadv.records.text_table import table
 
     scored = [trial for trial in search.trials if trial.score is not None]
     scored.sort(key=lambda trial: (-(trial.score or 0), trial.number))

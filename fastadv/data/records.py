@@ -81,7 +81,7 @@ def to_iob2(tags: Sequence[str]) -> tuple[str, ...]:
     IOB1 (CoNLL-2003) writes B- only where an entity directly follows another of its type. Both
     schemes are read by one rule: I-X that does not continue an entity of type X begins one.
     Tags in IOB2 come back unchanged, and an illegal I- in them gets the B- it lacks, which is
-    how `fastadv.metrics` (as conlleval does) counts it anyway.
+    how `fastadv.tasks.metrics` (as conlleval does) counts it anyway.
     """
     fixed = []
     previous = "O"

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from fastadv import environment
-from fastadv.atomic_file import write_atomically
 from fastadv.experiments.plan import ExperimentPlan, RunPlan
 from fastadv.experiments.run import (
     RESULT,
@@ -23,8 +22,9 @@ from fastadv.experiments.run import (
     perform,
     remove_checkpoints,
 )
-from fastadv.progress import notice
-from fastadv.stopping import Stopped, StopRequest, stop_request
+from fastadv.records.progress import notice
+from fastadv.run.files import write_atomically
+from fastadv.run.stopping import Stopped, StopRequest, stop_request
 
 PLAN, RESULTS, RUNS, LOCK = "plan.json", "results.jsonl", "runs", "lock"
 ENVIRONMENT = "environment.txt"

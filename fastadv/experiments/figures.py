@@ -10,7 +10,7 @@ import numpy as np
 
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE
 from fastadv.experiments.results import CONDITIONS, Results
-from fastadv.plots import COLOURS, GUESSING, RC, pyplot
+from fastadv.records.plots import COLOURS, GUESSING, RC, pyplot
 
 _NAMES = {BASELINE: "without adversary (baseline)", ADVERSARIAL: "with adversary"}
 # As in the paper's Figure 2: solid without the adversary, dashed with it.

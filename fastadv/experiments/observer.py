@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastadv.batches.tokenization import TokenizedDataset
 from fastadv.data import Document, Sentence
-from fastadv.evaluate import embeddings
-from fastadv.metrics import median_cosine
+from fastadv.run.weight_mean import WeightMean
 from fastadv.selection import (
     discriminator_scores,
     probe_accuracy,
     soft_neighborhood_density,
 )
-from fastadv.target_predictions import TargetPredictions, signals_of, spread
-from fastadv.tokenization import TokenizedDataset
-from fastadv.weight_mean import WeightMean
+from fastadv.selection.target_signals import TargetPredictions, signals_of, spread
+from fastadv.tasks.inference import embeddings
+from fastadv.tasks.metrics import median_cosine
 
 if TYPE_CHECKING:
     from fastadv.finetuner import AdversarialFinetuner

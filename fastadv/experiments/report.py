@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from fastadv.atomic_file import write_atomically
 from fastadv.experiments.experiment import ENVIRONMENT, RESULTS, Experiment
 from fastadv.experiments.figures import plot_discriminator, plot_scores
 from fastadv.experiments.plan import ExperimentPlan
 from fastadv.experiments.results import CONDITIONS, Results
 from fastadv.experiments.summary import sentences
 from fastadv.experiments.tables import Table, all_tables
+from fastadv.run.files import write_atomically
 from fastadv.selection import MEANINGS
 
 TABLES, REPORT, FIGURES = "tables.md", "report.html", "figures"

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from fastadv.atomic_file import write_atomically
-from fastadv.checkpoint import previous_of
 from fastadv.data import as_texts, read_pairs
 from fastadv.experiments.observer import ExperimentObserver, TargetTexts
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE, ExperimentPlan, RunPlan, Target
 from fastadv.finetuner import AdversarialFinetuner
-from fastadv.fit import CHECKPOINT, METRICS
-from fastadv.history import History
-from fastadv.labels import labels_of
+from fastadv.records.history import History
+from fastadv.run.checkpoint import previous_of
+from fastadv.run.files import write_atomically
+from fastadv.run.fit import CHECKPOINT, METRICS
+from fastadv.tasks.labels import labels_of
 
 RESULT = "result.json"
 HELDOUT_EVERY = 10

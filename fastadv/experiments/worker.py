@@ -23,7 +23,7 @@ def main(folder: str, name: str) -> int:
     threading.Thread(target=_end_with_input, daemon=True).start()
     from fastadv.experiments.experiment import Experiment
     from fastadv.experiments.run import perform
-    from fastadv.stopping import Stopped
+    from fastadv.run.stopping import Stopped
 
     experiment = Experiment.of_folder(Path(folder))
     run = next(run for run in experiment.plan.runs() if run.name == name)

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.library import register_fake
 
 from fastadv import backends
+from fastadv.nn.pass_buffers import empty
 from fastadv.ops.dtypes import acc_dtype, check_dtype, check_float, check_like
-from fastadv.packed_buffers import empty
 
 
 def cross_entropy_ref(logits: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastadv.packing import PackedBatch
+from fastadv.batches.packing import PackedBatch
 from fastadv.pretraining.corpus import LEAST_LENGTH, Corpus, Sequences
 from fastadv.pretraining.masking import MaskedBatch, mask_tokens
 

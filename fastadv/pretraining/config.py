@@ -17,7 +17,7 @@ class PretrainConfig:
     """Settings of a pretraining run.
 
     The model is BERT's (Devlin et al. 2019), small enough by default for two cores. "measured"
-    below is docs/adr/0010-pretraining.md.
+    below is docs/results/pretraining.md.
 
     Args:
         vocabulary_size: Word pieces, special ones included.

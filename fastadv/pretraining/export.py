@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BertForMaskedLM
 
-from fastadv.loading import quiet_transformers
+from fastadv.model_io.loading import quiet_transformers
 from fastadv.pretraining.model import MaskedLanguageModel
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastadv.packing import PackedBatch
+from fastadv.batches.packing import PackedBatch
 
 # Of the tokens to predict: replaced by [MASK], and by a random piece; the rest stay.
 MASKED, RANDOM = 0.8, 0.1

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fastadv.encoder import PackedBert
-from fastadv.heads import output_projection
+from fastadv.batches.packing import PackedBatch, concat
+from fastadv.nn.heads import output_projection
+from fastadv.nn.packed_encoder import PackedBert
 from fastadv.ops import cross_entropy, masked_mean_pool
-from fastadv.packing import PackedBatch, concat
 from fastadv.pretraining.masking import MaskedBatch
-from fastadv.weight_layouts import WeightLayouts
+from fastadv.weights.layouts import WeightLayouts
 
 # Added to the share of a piece before its logarithm is taken.
 RAREST = 1e-6

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastadv.packing import PackedBatch
+from fastadv.batches.packing import PackedBatch
 from fastadv.pretraining.batches import LanguageBatch
-from fastadv.trainer import Gradients, Trainer
+from fastadv.training.trainer import Gradients, Trainer
 
 
 class PretrainingTrainer(Trainer):

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertModel
 
-from fastadv.encoder import PackedBert
-from fastadv.evaluate import reading
-from fastadv.packing import PackedBatch
-from fastadv.precision import autocast_dtype, resolve_precision
+from fastadv.batches.packing import PackedBatch
+from fastadv.device import autocast_dtype, resolve_precision
+from fastadv.nn.packed_encoder import PackedBert
 from fastadv.pretraining.batches import LanguageBatches
 from fastadv.pretraining.config import PretrainConfig
 from fastadv.pretraining.corpus import Corpus
@@ -22,7 +21,8 @@ from fastadv.pretraining.masking import MaskedBatch
 from fastadv.pretraining.model import MaskedLanguageModel
 from fastadv.pretraining.phases import PretrainingTrainer
 from fastadv.pretraining.positional_heads import set_positional_heads
-from fastadv.trainer import StepLosses
+from fastadv.tasks.inference import reading
+from fastadv.training.trainer import StepLosses
 
 Batches = tuple[MaskedBatch, PackedBatch | None, PackedBatch | None]
 HELD_OUT_TOKENS = 8192

@@ -12,16 +12,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastadv.checkpoint import find_checkpoint, load_checkpoint, replace_folder, save_checkpoint
-from fastadv.fit import CHECKPOINT, LAST, METRICS
-from fastadv.loading import load_tokenizer
-from fastadv.prefetch import Prefetch
+from fastadv.batches.prefetch import Prefetch
+from fastadv.model_io.loading import load_tokenizer
 from fastadv.pretraining.config import FIELDS, PretrainConfig
 from fastadv.pretraining.corpus import Corpus
 from fastadv.pretraining.pretrainer import Batches, Pretrainer
-from fastadv.progress import LossMeter, MetricsFile, notice
-from fastadv.run_state import restore, state_of
-from fastadv.stopping import Stopped, stop_request
+from fastadv.records.progress import LossMeter, MetricsFile, notice
+from fastadv.run.checkpoint import find_checkpoint, load_checkpoint, replace_folder, save_checkpoint
+from fastadv.run.fit import CHECKPOINT, LAST, METRICS
+from fastadv.run.state import restore, state_of
+from fastadv.run.stopping import Stopped, stop_request
 
 CORPUS, TOKENIZER, SETTINGS = "corpus.npz", "tokenizer", "pretrain.json"
 

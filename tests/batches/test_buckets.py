@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 
-from fastadv.buckets import Bucket, bucket_of, fill
-from fastadv.packing import IGNORE_INDEX, PackedBatch, pack
-from fastadv.tokenization import TokenSequence
+from fastadv.batches.buckets import Bucket, bucket_of, fill
+from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, pack
+from fastadv.batches.tokenization import TokenSequence
 
 
 def sequences(*lengths: int, first: int = 5) -> list[list[TokenSequence]]:

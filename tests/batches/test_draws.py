@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
+from fastadv.batches.draws import Draws
+from fastadv.batches.tokenization import TokenizedDataset, as_unlabeled, tokenize_documents
 from fastadv.data import as_texts
-from fastadv.draws import Draws
-from fastadv.tokenization import TokenizedDataset, as_unlabeled, tokenize_documents
 
 
 def tokens(texts: list[str]) -> TokenizedDataset:

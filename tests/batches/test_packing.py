@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastadv.packing import IGNORE_INDEX, PackedBatch, concat, pack
-from fastadv.tokenized import TokenSequence
+from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, concat, pack
+from fastadv.batches.tokenized import TokenSequence
 
 PAD = 9
 

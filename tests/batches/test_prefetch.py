@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fastadv.prefetch import Prefetch
+from fastadv.batches.prefetch import Prefetch
 
 
 def test_in_order_and_only_so_far_ahead() -> None:

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from fastadv.sampling import MixedSampler, Sampler
+from fastadv.batches.sampling import MixedSampler, Sampler
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])

@@ -14,14 +14,14 @@ import tiny
 import torch
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.batching import Side, draw_within, similar_lengths
-from fastadv.checkpoint import load_checkpoint
-from fastadv.draws import Draws
-from fastadv.packing import PackedBatch
-from fastadv.progress import LossMeter
-from fastadv.sampling import MixedSampler, Sampler
-from fastadv.tokenization import TokenizedDataset, as_unlabeled
-from fastadv.trainer import StepLosses
+from fastadv.batches.draws import Draws
+from fastadv.batches.packing import PackedBatch
+from fastadv.batches.sampling import MixedSampler, Sampler
+from fastadv.batches.sizes import Side, draw_within, similar_lengths
+from fastadv.batches.tokenization import TokenizedDataset, as_unlabeled
+from fastadv.records.progress import LossMeter
+from fastadv.run.checkpoint import load_checkpoint
+from fastadv.training.trainer import StepLosses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = range(20)

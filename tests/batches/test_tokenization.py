@@ -15,13 +15,13 @@ from data_helpers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from fastadv.data import Document, Sentence, read_documents
-from fastadv.packing import IGNORE_INDEX, pack
-from fastadv.tokenization import (
+from fastadv.batches.packing import IGNORE_INDEX, pack
+from fastadv.batches.tokenization import (
     as_unlabeled,
     tokenize_documents,
     tokenize_sentences,
 )
+from fastadv.data import Document, Sentence, read_documents
 
 
 def test_documents_are_what_the_tokenizer_says() -> None:

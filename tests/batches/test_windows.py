@@ -16,9 +16,9 @@ from data_helpers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from fastadv.batches.tokenization import TokenSequence, tokenize_sentences
+from fastadv.batches.windows import scoring_windows, window_borders
 from fastadv.data import Sentence, read_conll
-from fastadv.tokenization import TokenSequence, tokenize_sentences
-from fastadv.windows import scoring_windows, window_borders
 
 
 def test_windows_by_hand() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastadv.encoder import PackedBert
+from fastadv.nn.packed_encoder import PackedBert
 
 CPU = torch.device("cpu")
 SMALL = ("--model-size", "tiny", "--device", "cpu", "--lengths", "5,12", "--batch-sizes", "1,3")

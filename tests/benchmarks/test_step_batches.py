@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from fastadv.tokenization import TokenSequence
+from fastadv.batches.tokenization import TokenSequence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastadv.tokenization import TokenSequence
+from fastadv.batches.tokenization import TokenSequence
 
 CPU = torch.device("cpu")
 Load = Callable[[str], Any]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from fastadv.packing import IGNORE_INDEX, pack
-from fastadv.tokenization import TokenSequence
+from fastadv.batches.packing import IGNORE_INDEX, pack
+from fastadv.batches.tokenization import TokenSequence
 
 CPU = torch.device("cpu")
 Load = Callable[[str], Any]

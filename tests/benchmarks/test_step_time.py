@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import fastadv.trainer
+import fastadv.training.trainer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--model-size", "tiny", "--shape", "ner", "--batch-size", "2", "--device", "cpu")
@@ -143,8 +143,8 @@ def test_prints_no_ratio_where_the_generator_loss_is_wrong(
     def unflipped(h: Any, english: Any, *rest: Any, **options: Any) -> Any:
         return right(h, ~english, *rest, **options)
 
-    right = fastadv.trainer.generator_loss
-    monkeypatch.setattr(fastadv.trainer, "generator_loss", unflipped)
+    right = fastadv.training.trainer.generator_loss
+    monkeypatch.setattr(fastadv.training.trainer, "generator_loss", unflipped)
     target = tmp_path / "report.json"
     assert step_time.main([*QUICK, "--json", str(target)]) == 1
     printed = capsys.readouterr().out

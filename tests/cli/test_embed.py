@@ -13,7 +13,7 @@ from cli_helpers import contents
 from fastadv.cli import main
 from fastadv.cli.embed import write_array
 from fastadv.embedder import Embedder
-from fastadv.metrics import median_cosine, retrieval_accuracy
+from fastadv.tasks.metrics import median_cosine, retrieval_accuracy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

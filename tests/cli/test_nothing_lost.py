@@ -12,8 +12,8 @@ import pytest
 import torch
 from cli_helpers import call, contents, refused, train
 
-import fastadv.checkpoint
-import fastadv.trainer
+import fastadv.run.checkpoint
+import fastadv.training.trainer
 from fastadv.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,7 +69,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         Path(path).write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(fastadv.checkpoint, "save_file", full)
+    monkeypatch.setattr(fastadv.run.checkpoint, "save_file", full)
     capsys.readouterr()
     assert main([*begun, "--resume", "--config.steps", "2"]) == 2
     said = capsys.readouterr().err
@@ -111,15 +111,15 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
     begun = train(model, "--config.steps", "2", "--quiet", "--config.checkpoint_every", "1")
     assert main(begun) == 0
     kept = contents(corpus / "run")["checkpoint.safetensors"]
-    step = fastadv.trainer.Trainer.step
+    step = fastadv.training.trainer.Trainer.step
 
-    def poisoned(self: fastadv.trainer.Trainer, *batches: Any) -> Any:
+    def poisoned(self: fastadv.training.trainer.Trainer, *batches: Any) -> Any:
         with torch.no_grad():
             next(self.model.parameters()).fill_(float("nan"))
         return step(self, *batches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastadv.trainer.Trainer, "step", poisoned)
+        patch.setattr(fastadv.training.trainer.Trainer, "step", poisoned)
         capsys.readouterr()
         assert main([*begun, "--resume", "--config.steps", "4"]) == 2
     said = capsys.readouterr().err

@@ -15,7 +15,7 @@ from cli_helpers import command, contents, environment
 from fastadv import AdversarialFinetuner
 from fastadv.cli import main
 from fastadv.cli.predict import sentence_line
-from fastadv.predictions import SentencePrediction
+from fastadv.tasks.predictions import SentencePrediction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

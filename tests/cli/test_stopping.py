@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from cli_helpers import command, environment, train
 
-import fastadv.evaluate
 import fastadv.finetuner
-import fastadv.fit
-import fastadv.trainer
+import fastadv.run.fit
+import fastadv.tasks.inference
+import fastadv.training.trainer
 from fastadv.cli import main
 from fastadv.cli.signals import raised_signals
 
@@ -89,7 +89,7 @@ def test_while_loading_there_is_nothing_to_resume(
 @pytest.mark.parametrize(
     ("owner", "name", "step"),
     [
-        (fastadv.trainer.Trainer, "step", 1),
+        (fastadv.training.trainer.Trainer, "step", 1),
         (fastadv.finetuner.AdversarialFinetuner, "score", 2),
     ],
     ids=["in a step", "in an evaluation"],
@@ -120,7 +120,7 @@ def test_stopped_for_good_before_the_first_checkpoint(
         raise KeyboardInterrupt("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fastadv.fit.Run, "_evaluate", lambda self, bar: stop(self))
+        patch.setattr(fastadv.run.fit.Run, "_evaluate", lambda self, bar: stop(self))
         assert main(train(model, "--dev", "en.train", *LONG, "--config.eval_every", "2")) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     begin, _, again = said.partition(" with: ")
@@ -134,7 +134,7 @@ def test_predict_leaves_no_half_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    interrupting(monkeypatch, fastadv.evaluate, "pack", signal.SIGTERM)
+    interrupting(monkeypatch, fastadv.tasks.inference, "pack", signal.SIGTERM)
     options = ["--input", "de.txt", "--output", "out.jsonl"]
     before = {*corpus.iterdir()}
     assert main(["predict", "--model", str(classifier), *options]) == 143

@@ -15,10 +15,10 @@ import yaml
 from cli_helpers import contents, train
 
 import fastadv.cli.train
-import fastadv.fit
+import fastadv.run.fit
 from fastadv.cli import main
 from fastadv.cli.summary import summary
-from fastadv.history import History
+from fastadv.records.history import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCORED = ["--dev", "en.train", "--test", "en=en.train", "--test", "de=en.train"]
@@ -187,16 +187,16 @@ def test_a_stopped_twin_goes_on_and_the_first_run_is_not_repeated(
 ) -> None:
     begun = train(model, *SCORED, "--config.steps", "3", "--baseline")
     steps: list[bool] = []
-    after_step = fastadv.fit.Run._after_step
+    after_step = fastadv.run.fit.Run._after_step
 
-    def stop_in_the_twin(self: fastadv.fit.Run, bar: object) -> None:
+    def stop_in_the_twin(self: fastadv.run.fit.Run, bar: object) -> None:
         steps.append(self.config.adversarial)
         after_step(self, bar)  # type: ignore[arg-type]
         if steps.count(False) == 1 and not self.config.adversarial:
             self._checkpoint()
             raise KeyboardInterrupt("stopped")
 
-    monkeypatch.setattr(fastadv.fit.Run, "_after_step", stop_in_the_twin)
+    monkeypatch.setattr(fastadv.run.fit.Run, "_after_step", stop_in_the_twin)
     assert main(begun) == 130
     assert steps == [True] * 3 + [False]
     assert main([*begun, "--resume"]) == 0
@@ -227,7 +227,7 @@ def test_records_go_to_the_trackers_too(
         opened.append(name)
         return Tracker()
 
-    monkeypatch.setattr(fastadv.fit, "open_tracker", open_tracker)
+    monkeypatch.setattr(fastadv.run.fit, "open_tracker", open_tracker)
     monkeypatch.setattr(fastadv.cli.train, "find_spec", lambda name: name != "trackio")
     chosen = ["--tracker", "tensorboard", "--tracker", "wandb", "--tracker", "wandb"]
     assert main(train(model, *chosen, "--config.steps", "1", "--quiet")) == 0
@@ -259,14 +259,14 @@ def test_a_run_is_freed_before_its_twin(
     """Two models with their optimisers would be twice the memory."""
     held: list[weakref.ref] = []
     alive: list[int] = []
-    go = fastadv.fit.Run.go
+    go = fastadv.run.fit.Run.go
 
-    def watched(self: fastadv.fit.Run, resume: bool) -> History:
+    def watched(self: fastadv.run.fit.Run, resume: bool) -> History:
         alive.append(sum(tuner() is not None for tuner in held))
         held.append(weakref.ref(self.tuner))
         return go(self, resume)
 
-    monkeypatch.setattr(fastadv.fit.Run, "go", watched)
+    monkeypatch.setattr(fastadv.run.fit.Run, "go", watched)
     assert main(train(model, "--baseline", "--config.steps", "1", "--quiet")) == 0
     assert alive == [0, 0]
 

@@ -27,7 +27,7 @@ from fastadv.experiments.experiment import (
     _Processes,
 )
 from fastadv.experiments.plan_file import read_plan
-from fastadv.stopping import Stopped
+from fastadv.run.stopping import Stopped
 
 NAMES = [
     *("baseline-0", "baseline-3"),

@@ -8,7 +8,7 @@ import pytest
 
 from fastadv import samples
 from fastadv.data import as_documents, as_sentences, as_texts
-from fastadv.metrics import entities
+from fastadv.tasks.metrics import entities
 
 TOPICS = {
     "news": {"BUSINESS", "POLITICS", "SCIENCE", "SPORT"},

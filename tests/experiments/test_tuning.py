@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastadv.tuning import TRIALS, Search, Trial, best_of, propose
+from fastadv.experiments.tuning import TRIALS, Search, Trial, best_of, propose
 
 CENTRE = {"lr_task": 1e-4, "lr_discriminator": 1e-2, "lr_generator": 1e-6}
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from fastadv.pretrained import resolve_model
+from fastadv.model_io.packaged import resolve_model
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(resolve_model("fastadv-mini"))

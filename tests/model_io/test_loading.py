@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.loading import load_encoder, load_tokenizer
+from fastadv.model_io.loading import load_encoder, load_tokenizer
 
 
 @pytest.fixture

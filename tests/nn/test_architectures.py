@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AlbertConfig, BertConfig
 
-from fastadv.architectures import DropoutRates, architecture_of, supports, why_not
+from fastadv.nn.architectures import DropoutRates, architecture_of, supports, why_not
 
 
 def parameters(kind: str) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ from encoders import batch_of, made, reference
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import fastadv.composed_pass
-import fastadv.encoder
+import fastadv.nn.composed_pass
+import fastadv.nn.packed_encoder
 from fastadv import backends
-from fastadv.encoder import PackedBert
-from fastadv.packing import PackedBatch, pack
-from fastadv.tokenized import TokenSequence
+from fastadv.batches.packing import PackedBatch, pack
+from fastadv.batches.tokenized import TokenSequence
+from fastadv.nn.packed_encoder import PackedBert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,13 +240,13 @@ def test_sites_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every place has a number of its own and the rate of its architecture; one seed for all."""
     drawn: list[tuple[int, float, int]] = []
     for name in ("embedding_layer_norm", "varlen_attention", "dropout_add_layer_norm"):
-        original = getattr(fastadv.composed_pass, name)
+        original = getattr(fastadv.nn.composed_pass, name)
 
         def spy(*args: Any, original: Any = original, **options: Any) -> Tensor:
             drawn.append((options["site"], options["p"], int(options["seed"])))
             return original(*args, **options)
 
-        monkeypatch.setattr(fastadv.composed_pass, name, spy)
+        monkeypatch.setattr(fastadv.nn.composed_pass, name, spy)
     made("bert", backend="torch", **RATES)[0].train()(batch_of((3,)))
     sites = [(0, 0.2), (1, 0.3), (2, 0.2), (3, 0.2), (4, 0.3), (5, 0.2), (6, 0.2)]
     assert [(site, p) for site, p, _ in drawn] == sites

@@ -11,12 +11,12 @@ import torch
 from encoders import batch_of, made, reference
 from transformers import BertForMaskedLM, ElectraConfig, ElectraModel
 
-import fastadv.composed_pass
-import fastadv.encoder
-from fastadv.encoder import PackedBert, build_encoder
-from fastadv.packing import pack
-from fastadv.padded_encoder import PaddedEncoder
-from fastadv.tokenized import TokenSequence
+import fastadv.nn.composed_pass
+import fastadv.nn.packed_encoder
+from fastadv.batches.packing import pack
+from fastadv.batches.tokenized import TokenSequence
+from fastadv.nn.packed_encoder import PackedBert, build_encoder
+from fastadv.nn.padded_encoder import PaddedEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,7 +147,7 @@ def electra() -> ElectraModel:
 
 
 def test_the_encoder_is_chosen_by_architecture(caplog: pytest.LogCaptureFixture) -> None:
-    fastadv.encoder._say_padded.cache_clear()
+    fastadv.nn.packed_encoder._say_padded.cache_clear()
     with caplog.at_level(logging.INFO, logger="fastadv"):
         assert isinstance(build_encoder(tiny.tiny_model("roberta")), PackedBert)
         # Who asks for it needs not be told.

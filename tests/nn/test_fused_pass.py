@@ -12,13 +12,13 @@ from torch.nn.parameter import Parameter
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from fastadv import backends
-from fastadv import encoder as encoder_module
-from fastadv.composed_pass import composed_forward
-from fastadv.encoder import PackedBert
-from fastadv.packed_buffers import Stack, empty
-from fastadv.packed_pass import packed_forward
-from fastadv.packing import PackedBatch, TableRows
-from fastadv.weight_layouts import WeightLayouts
+from fastadv.batches.packing import PackedBatch, TableRows
+from fastadv.nn import packed_encoder as encoder_module
+from fastadv.nn.composed_pass import composed_forward
+from fastadv.nn.fused_pass import packed_forward
+from fastadv.nn.packed_encoder import PackedBert
+from fastadv.nn.pass_buffers import Stack, empty
+from fastadv.weights.layouts import WeightLayouts
 
 pytestmark = [
     pytest.mark.usefixtures("two_threads"),
@@ -281,4 +281,4 @@ def test_reference_backend_composes() -> None:
     model.backend = "torch"
     hidden = model(batch((9,)))
     assert "PackedPass" not in type(hidden.grad_fn).__name__
-    assert packed_forward.__module__ == "fastadv.packed_pass"
+    assert packed_forward.__module__ == "fastadv.nn.fused_pass"

@@ -11,9 +11,9 @@ import torch
 from transformers import ElectraConfig, ElectraModel
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.packing import PackedBatch, pack
-from fastadv.padded_encoder import PaddedEncoder, set_dropout
-from fastadv.tokenized import TokenSequence
+from fastadv.batches.packing import PackedBatch, pack
+from fastadv.batches.tokenized import TokenSequence
+from fastadv.nn.padded_encoder import PaddedEncoder, set_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

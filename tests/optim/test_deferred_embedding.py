@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from fastadv.deferred_embedding import DeferredEmbedding
-from fastadv.optim import GradientAdam
-from fastadv.residuals import Residuals
+from fastadv.optim.host_adam import GradientAdam
+from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.weights.residuals import Residuals
 
 WIDTH = 5
 

@@ -10,8 +10,8 @@ import torch
 from tuners import assert_close, batches, spoil, tuner_of, weights
 
 from fastadv import AdversarialFinetuner
-from fastadv.capturable_adam import CapturableAdam
-from fastadv.run_state import restore, state_of
+from fastadv.optim.device_adam import CapturableAdam
+from fastadv.run.state import restore, state_of
 
 # Gradients that differ by a rounding, over some steps of 1e-3; a step more or less is 1e-3.
 CLOSE: dict[str, float] = {"rtol": 3e-6, "atol": 3e-7}
@@ -63,7 +63,7 @@ def test_parameters_are_one_tensor_and_lend_it() -> None:
 
 def test_gradients_are_one_tensor() -> None:
     """So that one kernel reads them: nothing is put together anew."""
-    from fastadv.flat_parameters import span
+    from fastadv.weights.flat import span
 
     tuner = tuner_of(True)
     tuner.model.train()
@@ -130,7 +130,7 @@ def test_a_rate_changes_between_steps() -> None:
 
 def test_a_full_log_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are brought up to date before rates that they need are forgotten."""
-    monkeypatch.setattr("fastadv.capturable_embedding.CapturableEmbedding.__init__.__defaults__",
+    monkeypatch.setattr("fastadv.optim.device_embedding.CapturableEmbedding.__init__.__defaults__",
                         (3,))  # fmt: skip
     assert_close(*both(8), **CLOSE)
 
@@ -167,7 +167,7 @@ def test_states_come_and_go_to_torch() -> None:
 
 def test_looking_changes_no_bit() -> None:
     """Evaluation between steps, which reads the whole table."""
-    from fastadv.evaluate import reading
+    from fastadv.tasks.inference import reading
 
     seen, plain = tuner_of(True), tuner_of(True)
     for number in range(4):
@@ -206,7 +206,7 @@ def test_only_on_a_gpu_by_default() -> None:
 
 
 def test_span_is_a_view_only_where_tensors_follow_each_other() -> None:
-    from fastadv.flat_parameters import span
+    from fastadv.weights.flat import span
 
     whole = torch.arange(12.0)
     joined = span([whole[:4].view(2, 2), whole[4:7]])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tuners import assert_close, batches, spoil, tuner_of
 
-from fastadv.loss_scaling import FIRST_SCALE, GROWTH_INTERVAL, LossScaler
-from fastadv.optim import GradientAdam
+from fastadv.optim.host_adam import GradientAdam
+from fastadv.optim.loss_scaling import FIRST_SCALE, GROWTH_INTERVAL, LossScaler
 
 
 def test_scale_by_hand() -> None:
@@ -124,7 +124,7 @@ def test_a_checkpoint_has_the_scale(capturable: bool) -> None:
 
 def test_auto_is_float16_on_old_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastadv.config import FinetuneConfig
-    from fastadv.precision import resolve_precision
+    from fastadv.device import resolve_precision
 
     config: Any = FinetuneConfig().resolved("ner")
     for supported, wanted in ((True, "bf16"), (False, "fp16")):

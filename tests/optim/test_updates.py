@@ -12,10 +12,10 @@ import pytest
 import tiny
 import torch
 
-import fastadv.phase_optimizers
+import fastadv.training.phase_optimizers
 from fastadv import AdversarialFinetuner, FinetuneConfig
 from fastadv.backends import use_backend
-from fastadv.run_state import state_of
+from fastadv.run.state import state_of
 
 
 def tuner_of(**changes: Any) -> AdversarialFinetuner:
@@ -60,7 +60,7 @@ def test_a_table_that_cannot_wait_is_updated_densely(
     changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is said once a process, and the step works."""
-    fastadv.phase_optimizers._say_dense.cache_clear()
+    fastadv.training.phase_optimizers._say_dense.cache_clear()
     with caplog.at_level(logging.WARNING, logger="fastadv"):
         first, _ = tuner_of(**changes), tuner_of(**changes)
     assert first.trainer.deferred is None

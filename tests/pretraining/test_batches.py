@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastadv.packing import PackedBatch
+from fastadv.batches.packing import PackedBatch
 from fastadv.pretraining.batches import LanguageBatch, LanguageBatches
 from fastadv.pretraining.corpus import Corpus, Sequences
 from fastadv.pretraining.masking import MaskedBatch

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fastadv.packing import PackedBatch
+from fastadv.batches.packing import PackedBatch
 from fastadv.pretraining.masking import MaskedBatch, mask_tokens
 
 CLS, SEP, MASK = 2, 3, 4

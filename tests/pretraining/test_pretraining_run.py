@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_pretraining import prepared, settings
 
-from fastadv.checkpoint import load_checkpoint, previous_of
 from fastadv.pretraining.config import PretrainConfig
 from fastadv.pretraining.run import PretrainingRun, read_settings, write_settings
+from fastadv.run.checkpoint import load_checkpoint, previous_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastadv.config import FinetuneConfig
-from fastadv.discriminator_health import _Interval, diagnose
+from fastadv.records.discriminator_health import _Interval, diagnose
 
 CONFIG = FinetuneConfig(batch_size=32).resolved("classification")
 EVERY = 10

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fastadv.history import History
+from fastadv.records.history import History
 
 matplotlib = pytest.importorskip("matplotlib")
 
-from fastadv import plots  # noqa: E402  the skip stands above what needs matplotlib
+from fastadv.records import plots  # noqa: E402  the skip stands above what needs matplotlib
 
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "ru", "zh")
 BASELINE, ADVERSARIAL = "without adversary (baseline)", "with adversary"

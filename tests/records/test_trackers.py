@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastadv.trackers import TRACKERS, Tracker, open_tracker, scalars
+from fastadv.records.trackers import TRACKERS, Tracker, open_tracker, scalars
 
 CONFIG = {"steps": 50, "lr_task": 2e-6, "backend": None}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastadv.checkpoint import (
+from fastadv.run.checkpoint import (
     find_checkpoint,
     load_checkpoint,
     previous_of,
@@ -129,7 +129,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import torch
-from fastadv.checkpoint import replace_folder, save_checkpoint
+from fastadv.run.checkpoint import replace_folder, save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 path = Path(sys.argv[1])
 big = {"a": torch.ones(5000)}

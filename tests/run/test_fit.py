@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from fastadv import AdversarialFinetuner, FinetuneConfig, Stopped
-from fastadv import fit as fit_module
-from fastadv.checkpoint import load_checkpoint, previous_of
-from fastadv.history import History
+from fastadv.records.history import History
+from fastadv.run import fit as fit_module
+from fastadv.run.checkpoint import load_checkpoint, previous_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINT = "checkpoint.safetensors"

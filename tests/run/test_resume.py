@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.checkpoint import load_checkpoint
+from fastadv.run.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

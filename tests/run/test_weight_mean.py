@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.history import History
-from fastadv.weight_mean import WeightMean
+from fastadv.records.history import History
+from fastadv.run.weight_mean import WeightMean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,15 +15,15 @@ import torch
 
 from fastadv import AdversarialFinetuner, FinetuneConfig, target_predictions
 from fastadv.data import as_texts
-from fastadv.evaluate import document_probabilities, word_probabilities
-from fastadv.history import History
+from fastadv.records.history import History
 from fastadv.selection import (
     batch_nuclear_norm,
     chosen_step,
     mean_entropy,
     mutual_information,
 )
-from fastadv.step_choice import StepChoice
+from fastadv.selection.step_choice import StepChoice
+from fastadv.tasks.inference import document_probabilities, word_probabilities
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = "english_dev+nuclear_norm"

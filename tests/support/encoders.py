@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastadv.encoder import PackedBert
-from fastadv.packing import PackedBatch, pack
-from fastadv.tokenized import TokenSequence
+from fastadv.batches.packing import PackedBatch, pack
+from fastadv.batches.tokenized import TokenSequence
+from fastadv.nn.packed_encoder import PackedBert
 
 
 def batch_of(lengths: Sequence[int], seed: int = 0, low: int = 5) -> PackedBatch:

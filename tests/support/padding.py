@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastadv.packing import IGNORE_INDEX, PackedBatch
+from fastadv.batches.packing import IGNORE_INDEX, PackedBatch
 from fastadv.reference import PaddedBatch
 
 

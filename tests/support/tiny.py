@@ -21,7 +21,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from fastadv.encoder import Encoder
+from fastadv.nn.packed_encoder import Encoder
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LABELS = ("weather", "music")

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.trainer import Trainer
+from fastadv.training.trainer import Trainer
 
 
 def tuner_of(capturable: bool, model: Any = None, **changes: Any) -> AdversarialFinetuner:

@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.evaluate import SCORE
-from fastadv.metrics import DocumentReport, EntityScores, document_report, entity_scores
+from fastadv.tasks.inference import SCORE
+from fastadv.tasks.metrics import DocumentReport, EntityScores, document_report, entity_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastadv.labels import labels_of
+from fastadv.tasks.labels import labels_of
 
 
 def test_classes_and_tags_in_a_stable_order() -> None:

@@ -9,8 +9,8 @@ from seqeval.metrics import classification_report
 from seqscore.encoding import EncodingError
 from seqscore.scoring import score_label_sequences
 
-from fastadv import metrics
-from fastadv.metrics import (
+from fastadv.tasks import metrics
+from fastadv.tasks.metrics import (
     EntityScores,
     Scores,
     accuracy,

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
-import fastadv.trainer
+import fastadv.training.trainer
 from fastadv import AdversarialFinetuner, FinetuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,6 +148,6 @@ def _leaky(original: Callable) -> Callable:
 def test_the_check_sees_a_leak(
     tuner: AdversarialFinetuner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = _leaky(fastadv.trainer.generator_loss)
-    monkeypatch.setattr(fastadv.trainer, "generator_loss", broken)
+    broken = _leaky(fastadv.training.trainer.generator_loss)
+    monkeypatch.setattr(fastadv.training.trainer, "generator_loss", broken)
     assert leaks(tuner, "generator") == {"weights.discriminator.weight"}

@@ -16,10 +16,10 @@ from recording import record
 from tuners import assert_close, batches, tuner_of, weights
 
 from fastadv import AdversarialFinetuner, FinetuneConfig, backends
-from fastadv.encoder import PackedBert
-from fastadv.run_state import state_of
-from fastadv.step_graphs import StepGraphs, why_no_graphs
-from fastadv.trainer import Trainer
+from fastadv.nn.packed_encoder import PackedBert
+from fastadv.run.state import state_of
+from fastadv.training.step_graphs import StepGraphs, why_no_graphs
+from fastadv.training.trainer import Trainer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -136,7 +136,7 @@ def test_preparing_a_graph_trains_nothing() -> None:
 
 
 def test_few_sizes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastadv.step_graphs.LIMIT", 1)
+    monkeypatch.setattr("fastadv.training.step_graphs.LIMIT", 1)
     tuner = tuner_of(True, adversarial=False)
     graphs = graphs_of(tuner)
     for texts in (tiny.ENGLISH[:1], tiny.ENGLISH * 4, tiny.ENGLISH[:1]):

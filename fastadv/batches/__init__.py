@@ -1,0 +1,1 @@
+"""Examples to word pieces to packed batches, in a seeded order."""

@@ -1,0 +1,110 @@
+"""The data iterators of Algorithm 1 (lines 2, 7 and 13): seeded, their positions numbers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastadv.batches.packing import PackedBatch, pack
+from fastadv.batches.sampling import MixedSampler, Sampler
+from fastadv.batches.sizes import Side, draw_within
+from fastadv.batches.tokenization import TokenizedDataset
+
+
+class Draws:
+    """Draws task batches and D or G batches.
+
+    Args:
+        labeled: Labelled examples of the source language.
+        english: Unlabelled sequences of the source language, from one or more sources drawn from
+            as one; none without the adversary.
+        others: Unlabelled sequences by language; every D or G batch shares them out equally.
+        batch_size: Labelled examples in a task batch; texts of each side in a D or G batch.
+        seed: Seed of the order.
+        tokens_per_batch: Instead of `batch_size`, the word pieces that a task batch, or each side
+            of a D or G batch, may hold; an example with more makes a batch of one. D and G
+            batches keep as many texts of one side as of the other, as the paper's losses do.
+    """
+
+    def __init__(
+        self,
+        labeled: TokenizedDataset,
+        english: Sequence[TokenizedDataset],
+        others: Mapping[str, TokenizedDataset],
+        batch_size: int,
+        seed: int,
+        tokens_per_batch: int | None = None,
+    ) -> None:
+        self.labeled, self.others = labeled, dict(others)
+        self.english = [(dataset, i) for dataset in english for i in range(len(dataset))]
+        self._named = {"labeled": [labeled], "english": list(english)}
+        self._named |= {language: [dataset] for language, dataset in others.items()}
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        # Computed once: lengths of a data set are differences of all its offsets.
+        self._pieces = {language: dataset.lengths for language, dataset in self.others.items()}
+        self._pieces_labeled = labeled.lengths
+        self._pieces_english = _joined([dataset.lengths for dataset in english])
+        # Task draws have a stream of their own, so that a baseline run sees the same ones.
+        self._task = Sampler(len(labeled), seed, "task")
+        self._english: Sampler | None = None
+        self._others: MixedSampler | None = None
+        if self.english and others:
+            self._english = Sampler(len(self.english), seed, "english")
+            sizes = {language: len(dataset) for language, dataset in others.items()}
+            self._others = MixedSampler(sizes, seed, "others")
+
+    def task_batch(self) -> PackedBatch:
+        """Line 2: labelled source-language text."""
+        (indices,) = self._draw(Side(self._task, lambda i: int(self._pieces_labeled[i])))
+        return pack([self.labeled[int(i)] for i in indices])
+
+    def language_batch(self) -> PackedBatch | None:
+        """Lines 7 and 13: fresh other-language text, then fresh English text; None if there is
+        no adversary.
+        """
+        if self._english is None or self._others is None:
+            return None
+        others, english = self._draw(
+            Side(self._others, lambda drawn: int(self._pieces[drawn[0]][drawn[1]])),
+            Side(self._english, lambda i: int(self._pieces_english[i])),
+        )
+        sequences = [self.others[language][int(i)] for language, i in others]
+        for chosen in english:
+            dataset, i = self.english[int(chosen)]
+            sequences.append(dataset[i])
+        return pack(sequences, english=[False] * len(others) + [True] * len(english))
+
+    def _draw(self, *sides: Side) -> list[Any]:
+        """What each side's sampler drew for the next batch."""
+        if self.tokens_per_batch is None:
+            return [side.sampler.draw(self.batch_size) for side in sides]
+        return draw_within(self.tokens_per_batch, *sides)
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Examples drawn so far from each stream; setting them resumes there."""
+        positions = {"task": self._task.position}
+        if self._english is not None and self._others is not None:
+            positions |= {"english": self._english.position, "others": self._others.position}
+        return positions
+
+    @positions.setter
+    def positions(self, positions: Mapping[str, int]) -> None:
+        self._task.position = positions["task"]
+        if self._english is not None and self._others is not None:
+            self._english.position = positions["english"]
+            self._others.position = positions["others"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Size and checksum of every data set: a resumed run must be over the same data."""
+        return {
+            name: [[len(dataset), zlib.crc32(dataset.input_ids.tobytes())] for dataset in datasets]
+            for name, datasets in self._named.items()
+        }
+
+
+def _joined(lengths: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(lengths) if lengths else np.zeros(0, np.int64)

@@ -1,0 +1,1 @@
+"""Models from and to disk: hub, folder, Python package."""

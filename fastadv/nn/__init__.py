@@ -1,0 +1,1 @@
+"""What is trained: packed and padded encoder, heads, discriminator."""

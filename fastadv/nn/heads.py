@@ -1,0 +1,82 @@
+"""The task's output projection, the language discriminator, and the model they complete."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, concat
+from fastadv.config import Task
+from fastadv.nn.packed_encoder import Encoder
+from fastadv.ops.masked_mean_pool import masked_mean_pool
+
+HEAD_OPERATIONS = ("masked_mean_pool", "linear_bce")
+"""The operations that every model needs, whatever its encoder."""
+
+
+def output_projection(hidden_size: int, outputs: int, std: float, seed: int) -> nn.Linear:
+    """Linear(hidden_size, outputs), float32: normal weights from `seed` alone, zero bias."""
+    projection = nn.Linear(hidden_size, outputs)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        projection.weight.normal_(0.0, std, generator=generator)
+        projection.bias.zero_()
+    return projection
+
+
+class AdversarialModel(nn.Module):
+    """θ, W_T, b_T, w_D and b_D together (paper, section 3.1).
+
+    Args:
+        encoder: h_θ over packed tokens.
+        task: "classification" or "ner".
+        num_labels: K, the task's classes or tags.
+        head_dropout: Dropout on the task head's input.
+        seed: Seed of both projections' initial weights.
+        backend: Backend of the operations; None for the default.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        task: Task,
+        num_labels: int,
+        head_dropout: float = 0.0,
+        seed: int = 0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        std = float(getattr(encoder.config, "initializer_range", 0.02))
+        self.encoder = encoder
+        self.task_head = output_projection(encoder.hidden_size, num_labels, std, 2 * seed)
+        self.discriminator = output_projection(encoder.hidden_size, 1, std, 2 * seed + 1)
+        self.task = task
+        self.head_dropout = head_dropout
+        self.backend = backend
+
+    def pooled(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
+        """h̄_θ(x), (B, H) float32: the mean over each sequence's pieces, specials included.
+
+        With `leading`, those of its sequences come first and carry no gradient.
+        """
+        joint = batch if leading is None else concat(leading, batch)
+        hidden = self.encoder(batch, leading)
+        return masked_mean_pool(hidden, joint.cu_seqlens, backend=self.backend)
+
+    def task_logits(self, batch: PackedBatch) -> Tensor:
+        """W_T h + b_T in float32: (B, K) over documents, for NER (T, K) over all word pieces."""
+        hidden = self.pooled(batch) if self.task == "classification" else self.encoder(batch)
+        hidden = F.dropout(hidden.float(), self.head_dropout, self.training)
+        logits: Tensor = self.task_head(hidden)
+        return logits
+
+    def task_loss(self, batch: PackedBatch) -> Tensor:
+        """L_T, scalar: cross-entropy, mean over documents; for NER the sum over a sentence's words,
+        mean over sentences (section 3.1, "an additional summation over the length").
+        """
+        if batch.labels is None:
+            raise ValueError("the task batch has no labels, expected labelled examples")
+        logits = self.task_logits(batch)
+        total = F.cross_entropy(logits, batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return total / batch.num_examples

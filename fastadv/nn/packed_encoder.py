@@ -1,0 +1,315 @@
+"""The encoder h_θ over packed tokens, no padding anywhere."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fastadv.batches.packing import PackedBatch, TableRows, concat
+from fastadv.config import EncoderChoice
+from fastadv.nn.architectures import Architecture, architecture_of, why_not
+from fastadv.nn.composed_pass import Tokens
+from fastadv.nn.fused_pass import packed_forward
+from fastadv.nn.padded_encoder import PaddedEncoder
+from fastadv.ops.dtypes import acc_dtype
+from fastadv.optim.device_embedding import CapturableEmbedding
+from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.weights.flat import FlatParameters
+from fastadv.weights.layouts import WeightLayouts
+
+
+class PackedEmbeddings(nn.Module):
+    """Three tables, the last of which DistilBERT does not have, and a layer norm."""
+
+    def __init__(self, kind: Architecture) -> None:
+        super().__init__()
+        width = kind.hidden_size
+        self.word = nn.Embedding(kind.vocabulary, width)
+        self.position = nn.Embedding(kind.positions, width)
+        self.token_type = nn.Embedding(kind.token_types, width) if kind.token_types else None
+        self.norm = nn.LayerNorm(width, kind.eps)
+
+
+class PackedLayer(nn.Module):
+    """The weights of a layer; Q, K and V are one matrix, in this order."""
+
+    def __init__(self, kind: Architecture) -> None:
+        super().__init__()
+        width, inner = kind.hidden_size, kind.intermediate_size
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, kind.eps)
+        self.intermediate = nn.Linear(width, inner)
+        self.output = nn.Linear(inner, width)
+        self.output_norm = nn.LayerNorm(width, kind.eps)
+
+
+class PackedBert(nn.Module):
+    """BERT, RoBERTa, XLM-RoBERTa or DistilBERT over packed tokens.
+
+    The transformers model that it is made from lends its weights and stays usable: its parameters
+    are views of the ones here. Its pooler, which the paper does not use, is set aside: it is not
+    run, not trained, and saved as it was.
+
+    Args:
+        model: The bare encoder (`BertModel`, `RobertaModel`, ...), changed in place. Weights of
+            fewer than 32 bits become float32.
+        dtype: What the matrix products read: float32, bfloat16, float16 or float64. Weights,
+            sums and what runs past the products are float32 (float64 for float64).
+        backend: Backend of the operations; None for the default.
+
+    The word table's gradient is dense, or, where `embeddings.word.sparse` is set, sparse over the
+    rows that were read, as with `torch.nn.Embedding`.
+
+    Attributes:
+        operations: Those that it needs.
+        squares: Of the last backward passes since it was cleared, the sums of squares of some
+            weights' gradients, by name, () float64; what an optimiser need not read again.
+        flat: Weights of one buffer, whose gradients are written to one too; None for none.
+        deferred: The word table's optimisers, which bring rows up to date before they are read;
+            None where the table always is.
+        tied: Whether an output layer shares the word table, whose gradient then has every row.
+
+    Raises:
+        ValueError: `architectures.why_not`, or the model is more than an encoder.
+    """
+
+    operations: ClassVar[tuple[str, ...]] = (
+        "embedding_layer_norm",
+        "linear",
+        "varlen_attention",
+        "dropout_add_layer_norm",
+        "bias_gelu",
+    )
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dtype: torch.dtype = torch.float32,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture_of(model.config)
+        if model.base_model is not model:
+            raise ValueError(
+                f"found a {type(model).__name__}, expected the encoder alone, its base_model"
+            )
+        self.dtype, self.backend = dtype, backend
+        self.layouts = WeightLayouts(dtype, backend)
+        self.deferred: DeferredEmbedding | CapturableEmbedding | None = None
+        self.flat: FlatParameters | None = None
+        self.tied = False
+        self.squares: dict[str, Tensor] = {}
+        with torch.device("meta"):
+            self.embeddings = PackedEmbeddings(self.architecture)
+            self.layers: Any = nn.ModuleList(
+                PackedLayer(self.architecture) for _ in range(self.architecture.layers)
+            )
+        # What waits for rows is done before they are read as a whole or replaced.
+        self.register_state_dict_pre_hook(_flush)
+        self.register_load_state_dict_pre_hook(_flush)
+        # A list hides the model from `parameters()` and `state_dict()`.
+        self._lender = [model]
+        self._borrow(acc_dtype(dtype))
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self._lender[0].config
+
+    @property
+    def hidden_size(self) -> int:
+        return self.architecture.hidden_size
+
+    def forward(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
+        """Last hidden states of the batch's tokens, in the order they are packed.
+
+        In training mode dropout is drawn from `batch.seed`, or where there is none from the
+        device's default generator: one seed a call, from which each site and element follows.
+
+        Returns:
+            (T, H) float32 (float64 for float64); after the rows of `leading`, which are computed
+            in the same pass and carry no gradient, if it is given.
+
+        Raises:
+            ValueError: A sequence is longer than there are positions; on the CPU, an id is not in
+                the word table.
+        """
+        joint = batch if leading is None else concat(leading, batch)
+        if joint.max_seqlen > self.architecture.max_length:
+            raise ValueError(
+                f"found a sequence of {joint.max_seqlen} tokens, expected at most "
+                f"{self.architecture.max_length}, as many as there are positions"
+            )
+        sparse = self.embeddings.word.sparse
+        rows = _rows(batch) if self.deferred is not None or sparse else None
+        if self.deferred is not None and rows is not None:
+            on_device = isinstance(self.deferred, CapturableEmbedding)
+            for read in (rows if leading is None else _rows(leading), rows)[leading is None :]:
+                self.deferred.catch_up(read.on(joint.input_ids.device) if on_device else read.ids)
+        tokens = Tokens(
+            joint.input_ids,
+            self._positions(joint),
+            joint.cu_seqlens,
+            joint.max_seqlen,
+            0 if leading is None else leading.num_tokens,
+            self._seed(batch),
+            rows if sparse else None,
+        )
+        return packed_forward(self, tokens)
+
+    def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by transformers' names, given by those of `named_parameters`; views."""
+        return self.architecture.to_huggingface(tensors)
+
+    def flattened(self, flat: FlatParameters) -> None:
+        """Says that weights, under names that begin with "encoder.", are in one buffer now."""
+        self.flat = flat
+        if flat.low is not None:
+            self.layouts.keep_in(flat)
+        self._lend()
+
+    @contextmanager
+    def complete(self) -> Iterator[PreTrainedModel]:
+        """The transformers model, pooler and all; its other weights are views of ours."""
+        try:
+            with self.reading():
+                self._lend()
+                yield self._lender[0]
+        finally:
+            if self.deferred is not None:
+                # The table that was lent may have been one made for reading.
+                self._lend()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, the word table is up to date in whole, and forward passes change nothing."""
+        with nullcontext() if self.deferred is None else self.deferred.reading():
+            yield
+
+    def _positions(self, batch: PackedBatch) -> Tensor:
+        """(T,) rows of the position table."""
+        padding = self.architecture.position_padding_idx
+        if padding is None:
+            return batch.position_ids
+        # As transformers' RoBERTa: position padding + 1 + k for the k-th id that is no padding,
+        # and position `padding` for those that are.
+        real = batch.input_ids.ne(padding)
+        counted = real.cumsum(0)
+        first = torch.arange(len(real), device=real.device) - batch.position_ids
+        before = (counted - real.long())[first]
+        return (counted - before) * real + padding
+
+    def _seed(self, batch: PackedBatch) -> Tensor | None:
+        if not (self.training and self.architecture.dropout.any()):
+            return None
+        if batch.seed is not None:
+            return batch.seed
+        device = batch.input_ids.device
+        return torch.randint(2**63 - 1, (1,), device=device)
+
+    @torch.no_grad()
+    def _borrow(self, dtype: torch.dtype) -> None:
+        """Takes over the model's parameters, part by part: Q, K and V are never all there twice."""
+        for prefix, part in self._parts():
+            names = {n: t for n, t in self.architecture.names.items() if n.startswith(prefix)}
+            theirs = {t: self._lender[0].get_parameter(t) for ts in names.values() for t in ts}
+            packed = self.architecture.to_packed(
+                {name: parameter.detach().to(dtype) for name, parameter in theirs.items()}
+            )
+            part.load_state_dict(
+                {n.removeprefix(prefix): t for n, t in packed.items()}, strict=True, assign=True
+            )
+            for name, parameter in part.named_parameters(prefix.removesuffix(".")):
+                trained = {theirs[t].requires_grad for t in names[name]}
+                if len(trained) > 1:
+                    raise ValueError(f"found {name} frozen in part, expected all of it or none")
+                parameter.requires_grad_(trained.pop())
+            self._lend(prefix)
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        return [
+            ("embeddings.", self.embeddings),
+            *((f"layers.{i}.", layer) for i, layer in enumerate(self.layers)),
+        ]
+
+    def _lend(self, prefix: str = "") -> None:
+        """Makes the model's parameters views of ours, those under `prefix`."""
+        ours = {n: p for n, p in self.named_parameters() if n.startswith(prefix)}
+        for name, view in self.to_huggingface({n: p.detach() for n, p in ours.items()}).items():
+            place, _, leaf = name.rpartition(".")
+            module = self._lender[0].get_submodule(place)
+            old = getattr(module, leaf)
+            # Whoever holds the old one sees the same memory. A new one counts versions with ours,
+            # so that what is written into it is known here.
+            old.data = view
+            setattr(module, leaf, nn.Parameter(view, old.requires_grad))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedBert:
+        # Parameters that moved to another device would leave the model's behind, a second copy.
+        super()._apply(fn, recurse)
+        self._lend()
+        for module in self._lender[0].modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else fn(buffer)
+        return self
+
+
+def _flush(encoder: PackedBert, *_: Any) -> None:
+    """A hook of the module's own, so that copies and pickles of it have theirs."""
+    if encoder.deferred is not None:
+        encoder.deferred.flush()
+
+
+def _rows(batch: PackedBatch) -> TableRows:
+    rows, ids = batch.rows, batch.input_ids
+    if rows is None:
+        return TableRows.of(ids)
+    # On a GPU this would wait for the ids; those that are there already were made with the batch.
+    here = ids.device.type == "cpu" and rows.device_ids is None
+    if here and not torch.equal(rows.ids[rows.places], ids):
+        raise ValueError("the batch's rows are not those of its input_ids, expected rows of pack()")
+    return rows
+
+
+Encoder = PackedBert | PaddedEncoder
+
+
+def build_encoder(
+    model: PreTrainedModel,
+    choice: EncoderChoice = "auto",
+    autocast: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Encoder:
+    """The fastest encoder that runs a transformers model, or the one asked for.
+
+    Args:
+        model: The bare encoder, changed in place.
+        choice: As in `FinetuneConfig.encoder`.
+        autocast: What the matrix products read; None for float32.
+        backend: Backend of the operations; None for the default.
+
+    Raises:
+        ValueError: "packed" was asked for, and cannot run the model.
+    """
+    reason = why_not(model.config)
+    if choice == "packed" or (choice == "auto" and reason is None):
+        return PackedBert(model, autocast or torch.float32, backend)
+    if choice == "auto" and reason is not None:
+        _say_padded(reason)
+    return PaddedEncoder(model, autocast)
+
+
+@functools.cache
+def _say_padded(reason: str) -> None:
+    """Says it once a process, on standard error unless logging is set up otherwise."""
+    logging.getLogger("fastadv").warning(
+        "the encoder runs padded, by transformers' own code, which is slower: %s", reason
+    )

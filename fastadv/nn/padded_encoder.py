@@ -1,0 +1,116 @@
+"""Any transformers encoder behind a packed interface: padding in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fastadv.batches.packing import PackedBatch
+
+
+class PaddedEncoder(nn.Module):
+    """A transformers encoder that takes and gives packed tokens, padding in between.
+
+    Args:
+        model: Any transformers model whose output has `last_hidden_state`. Its pooler, which the
+            paper does not use, is set aside: it is not run, not trained, and saved as it was.
+        autocast: dtype of `torch.autocast` around the model; None runs it in its own dtype.
+
+    Attributes:
+        operations: Those of ours that it needs.
+    """
+
+    operations: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        # A list hides the pooler from `parameters()`, so that no optimiser ever sees it.
+        self._pooler = [getattr(model, "pooler", None)]
+        if self._pooler[0] is not None:
+            _set_pooler(model, None)
+        self.model = model
+        self.autocast = autocast
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.model.config
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def pad_id(self) -> int:
+        return int(getattr(self.model.config, "pad_token_id", None) or 0)
+
+    def forward(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
+        """Last hidden states of the batch's tokens, in the order they are packed.
+
+        Returns:
+            (T, H); after the rows of `leading`, which carry no gradient, if it is given.
+        """
+        if leading is None:
+            return self._hidden(batch)
+        with torch.no_grad():
+            before = self._hidden(leading)
+        return torch.cat([before, self._hidden(batch)])
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        input_ids, attention_mask = batch.pad(self.pad_id)
+        enabled = self.autocast is not None
+        with torch.autocast(input_ids.device.type, dtype=self.autocast, enabled=enabled):
+            padded = self.model(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
+        return padded.flatten(0, 1).index_select(0, batch.padded_indices())
+
+    def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by transformers' names, given by those of `named_parameters`."""
+        return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+    @contextmanager
+    def complete(self) -> Iterator[PreTrainedModel]:
+        """The model as it was given, pooler and all, for saving."""
+        if self._pooler[0] is not None:
+            _set_pooler(self.model, self._pooler[0])
+        try:
+            yield self.model
+        finally:
+            if self._pooler[0] is not None:
+                _set_pooler(self.model, None)
+
+
+def _set_pooler(model: nn.Module, pooler: nn.Module | None) -> None:
+    # The stubs of nn.Module do not know that a submodule may be set to None.
+    setattr(model, "pooler", pooler)  # noqa: B010
+
+
+def set_dropout(model: nn.Module, config: object, probability: float) -> None:
+    """Gives every dropout of a transformers encoder, attention's included, one probability.
+
+    Args:
+        model: The encoder; its `nn.Dropout` modules and stored rates are changed in place.
+        config: Its configuration, changed too, so that a saved model says what it was trained with.
+        probability: In [0, 1).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout_prob", "attention_dropout"):
+            # Some attention classes keep a bare number instead of a module.
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+    for name in (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout",
+        "attention_dropout",
+    ):
+        if isinstance(getattr(config, name, None), (int, float)):
+            setattr(config, name, probability)

@@ -1,0 +1,1 @@
+"""Adam over the weights, decided on the host or on the device."""

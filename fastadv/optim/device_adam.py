@@ -1,0 +1,248 @@
+"""`GradientAdam` for a GPU: one kernel over flat parameters, and no wait of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from fastadv.config import NonFinite
+from fastadv.ops.adam import gradient_norm
+from fastadv.ops.capturable import adam_apply, adam_begin, rates_of
+from fastadv.optim.device_embedding import CapturableEmbedding
+from fastadv.optim.host_adam import GradientAdam, not_finite
+from fastadv.optim.loss_scaling import LEAST_SCALE, LossScaler
+from fastadv.weights.flat import FlatParameters, span
+from fastadv.weights.layouts import WeightLayouts
+
+
+class CapturableAdam(GradientAdam):
+    """Adam over flat parameters and, it may be, a deferred table.
+
+    As `GradientAdam`, except that whether a step is done is decided on the device. Where a gradient
+    is not finite and that is to stop the run, this and all later steps are left out, and `check`
+    raises. Every parameter has a gradient in every step.
+
+    Args:
+        flats: The parameters.
+        table: (name, parameter) of the table of `deferred`, or None.
+        Others as of `GradientAdam`; `backend` that of "adam".
+
+    Raises:
+        ValueError: A table is deferred and there is weight decay.
+    """
+
+    def __init__(
+        self,
+        flats: Sequence[FlatParameters],
+        table: tuple[str, Parameter] | None,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        *,
+        nonfinite: NonFinite = "stop",
+        layouts: WeightLayouts | None = None,
+        deferred: CapturableEmbedding | None = None,
+        loss_scaling: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        first = [] if table is None else [table]
+        named = [(n, p) for flat in flats for n, p in zip(flat.names, flat.parameters, strict=True)]
+        device = (first + named)[0][1].device
+        self._rates = rates_of(lr, *betas, eps, weight_decay, max_grad_norm).to(device)
+        super().__init__(
+            first + named, lr, betas, eps, weight_decay, max_grad_norm, nonfinite=nonfinite,
+            layouts=layouts, backend=backend,
+        )  # fmt: skip
+        self._flats = list(flats)
+        self.scaler = LossScaler(loss_scaling, device)
+        clocks = len(first) + len(self._flats)
+        self._counters = torch.zeros(clocks, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(clocks, 10, dtype=torch.float64, device=device)
+        self._flags = torch.zeros(3, dtype=torch.int64, device=device)
+        self._buffers = [(torch.zeros_like(f.weight), torch.zeros_like(f.weight)) for f in flats]
+        self._embedding: CapturableEmbedding | None = None
+        if table is not None:
+            assert deferred is not None
+            if weight_decay:
+                raise ValueError(
+                    f"weight_decay is {weight_decay} with a deferred table, expected 0: decay "
+                    "moves rows by what they are"
+                )
+            self._table, self._embedding = 0, deferred
+            self._owner = deferred.add_owner(self._rates, self._counters[:1], self._numbers[0])
+
+    @property
+    def lr(self) -> float:
+        """Learning rate; may be set between steps, also of a graph."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = lr
+        self._rates[3].fill_(lr)
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out so far; the host waits for the device."""
+        skips = self.nonfinite == "skip" or self.scaler.tensor is not None
+        return int(self._flags[0]) if skips else 0
+
+    @skipped.setter
+    def skipped(self, count: int) -> None:
+        # The base class begins with 0, before there is anything on the device.
+        if hasattr(self, "_flags"):
+            self._flags[0] = count
+
+    def reserve(self) -> None:
+        """Before a step that may be one of a graph; not itself part of one."""
+        if self._embedding is not None:
+            self._embedding.reserve(self._owner)
+        if not all(flat.intact for flat in self._flats):
+            raise RuntimeError(
+                "the model's parameters have moved, expected them where they were when training "
+                "was set up: move the model first"
+            )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, steps go through all motions and are not done."""
+        self._flags[2].fill_(1)
+        try:
+            yield
+        finally:
+            self._flags[2].fill_(0)
+
+    def check(self) -> None:
+        """Raises what `GradientAdam.step` would have; the host waits for the device.
+
+        Raises:
+            FloatingPointError: A gradient was not finite, and that is to stop the run.
+        """
+        if self.nonfinite != "stop":
+            return
+        if self.scaler.tensor is None:
+            wrong = int(self._flags[1]) != 0
+        else:
+            wrong = self.scaler.scale < LEAST_SCALE
+        if wrong:
+            raise not_finite("of an earlier step is")
+
+    @torch.no_grad()
+    def step(
+        self, gradients: Sequence[Tensor | None], squares: Mapping[str, Tensor] | None = None
+    ) -> bool:
+        """One update, or none: `check` and `skipped` say so.
+
+        Args:
+            gradients: One a parameter, in order.
+            squares: Not read.
+
+        Raises:
+            ValueError: A gradient is missing.
+        """
+        given = [g for g in gradients if g is not None]
+        if len(given) != len(self.parameters):
+            raise ValueError(
+                f"found {len(given)} gradients, expected one for each of {len(self.parameters)} "
+                "parameters"
+            )
+        table = given[0] if self._embedding is not None else None
+        spans, start = [], 0 if table is None else 1
+        for flat in self._flats:
+            end = start + len(flat.parameters)
+            spans.append(span(given[start:end]))
+            start = end
+        log, base = None, None
+        if self._embedding is not None and table is not None:
+            self._embedding.before_step(table)
+            log, base = self._embedding.log(self._owner)
+        adam_begin(
+            self._norm_of(spans, table), self._rates, self._counters, self._flags,
+            self.scaler.tensor, self._numbers, log, base,
+            skips=self.nonfinite == "skip" or self.scaler.tensor is not None, backend=self._backend,
+        )  # fmt: skip
+        first = len(self._counters) - len(self._flats)
+        for i, (flat, grad, (m, v)) in enumerate(
+            zip(self._flats, spans, self._buffers, strict=True)
+        ):
+            adam_apply(flat.weight, flat.residual, grad, m, v, flat.low, self._numbers[first + i],
+                       backend=self._backend)  # fmt: skip
+            for parameter in flat.parameters:
+                torch.autograd.graph.increment_version(parameter)
+            if self._layouts is not None and flat.low is not None:
+                self._layouts.rewritten_in(flat)
+        if self._embedding is not None and table is not None:
+            self._embedding.update(self._owner, table)
+        return True
+
+    def _norm_of(self, spans: Sequence[Tensor], table: Tensor | None) -> Tensor:
+        """() on the device."""
+        found = list(spans)
+        if table is not None:
+            found.append(table._values() if table.is_sparse else table)
+        kinds = {x.dtype for x in found}
+        norms = [
+            gradient_norm([x for x in found if x.dtype == kind], backend=self._backend)
+            for kind in sorted(kinds, key=str)
+        ]
+        return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).norm()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As of `GradientAdam`; parameters that step together must have done equally many steps.
+
+        Raises:
+            ValueError: They have not.
+        """
+        if self._embedding is not None:
+            self._embedding.flush()
+        super().load_state_dict(state)
+        rates = rates_of(self.lr, *self.betas, self.eps, self.weight_decay, self.max_grad_norm)
+        self._rates.copy_(rates)
+        if self._embedding is not None:
+            self._embedding.set_rates(self._owner)
+
+    def _clear(self) -> None:
+        for m, v in self._buffers:
+            m.zero_()
+            v.zero_()
+        self._counters[len(self._counters) - len(self._flats) :] = 0
+        self._loaded: dict[int, int] = {}
+
+    def _flat_of(self, i: int) -> tuple[int, int]:
+        """Which flat a parameter is in, and its place there."""
+        i -= len(self.parameters) - sum(len(flat.parameters) for flat in self._flats)
+        for number, flat in enumerate(self._flats):
+            if i < len(flat.parameters):
+                return number, i
+            i -= len(flat.parameters)
+        raise IndexError(i)
+
+    def _state(self, i: int) -> tuple[int, Tensor, Tensor] | None:
+        if i == self._table and self._embedding is not None:
+            found = self._embedding.state(self._owner)
+            return found if found[0] else None
+        number, place = self._flat_of(i)
+        step = int(self._counters[len(self._counters) - len(self._flats) + number])
+        m, v = (self._flats[number].views(x)[place] for x in self._buffers[number])
+        return (step, m, v) if step else None
+
+    def _set_state(self, i: int, step: int, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        if i == self._table and self._embedding is not None:
+            self._embedding.set_state(self._owner, step, exp_avg, exp_avg_sq)
+            return
+        number, place = self._flat_of(i)
+        if self._loaded.setdefault(number, step) != step:
+            raise ValueError(
+                f"found step {step} of {self.names[i]} and {self._loaded[number]} of parameters "
+                "that it is updated with, expected one number"
+            )
+        for buffer, value in zip(self._buffers[number], (exp_avg, exp_avg_sq), strict=True):
+            self._flats[number].views(buffer)[place].copy_(value)
+        self._counters[len(self._counters) - len(self._flats) + number] = step

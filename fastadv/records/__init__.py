@@ -1,0 +1,1 @@
+"""What a run says: metrics.jsonl, trackers, curves, warnings."""

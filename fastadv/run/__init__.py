@@ -1,0 +1,1 @@
+"""One run: the loop, checkpoints, stops, best/ and mean/."""

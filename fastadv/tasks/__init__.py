@@ -1,0 +1,1 @@
+"""Classification and named entities: labels, preparation, scores, predictions."""

@@ -1,0 +1,159 @@
+"""A model over whole data sets: probabilities, embeddings and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fastadv.batches.packing import PackedBatch, pack
+from fastadv.batches.sizes import similar_lengths
+from fastadv.batches.tokenization import TokenizedDataset, TokenSequence
+from fastadv.config import Task
+from fastadv.nn.heads import AdversarialModel
+from fastadv.nn.packed_encoder import Encoder, PackedBert
+from fastadv.ops.masked_mean_pool import masked_mean_pool
+from fastadv.tasks.metrics import DocumentReport, EntityScores, document_report, entity_scores
+
+Floats = NDArray[np.float32]
+OUTSIDE = "O"
+SCORE: dict[Task, str] = {"classification": "accuracy", "ner": "f1"}
+"""The one number by which a task's runs are compared and selected."""
+EntityReport = EntityScores
+
+
+def document_probabilities(
+    model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+) -> Floats:
+    """p(Y | x) of every document, (N, K) float32, in the order of the data set."""
+    result = np.empty((len(dataset), model.task_head.out_features), np.float32)
+    for indices, batch in _batches(model, dataset, batch_size):
+        result[indices] = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
+    return result
+
+
+def word_probabilities(
+    model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+) -> list[Floats]:
+    """p(Y_t | x) of every word of every sentence: one (words, K) float32 array a sentence.
+
+    Each word is scored in exactly one window. A word that has no word piece at all, such as a
+    lone control character, is not seen by the model: its row is NaN.
+    """
+    words = dataset.num_words
+    assert words is not None
+    classes = model.task_head.out_features
+    result = [np.full((int(words[i]), classes), np.nan, np.float32) for i in range(len(dataset))]
+    windows: list[tuple[int, TokenSequence]] = [
+        (i, window) for i in range(len(dataset)) for window in dataset[i]
+    ]
+    lengths = np.array([len(window.input_ids) for _, window in windows], np.int64)
+    with evaluating(model):
+        for places in similar_lengths(lengths, batch_size):
+            chosen = [windows[int(k)] for k in places]
+            batch = pack([[window] for _, window in chosen]).to(_device(model))
+            starts = batch.cu_seqlens.tolist()
+            probabilities = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
+            for (sentence, window), first in zip(chosen, starts, strict=False):
+                assert window.word_positions is not None and window.word_indices is not None
+                result[sentence][window.word_indices] = probabilities[first + window.word_positions]
+    return result
+
+
+def embeddings(
+    encoder: Encoder,
+    dataset: TokenizedDataset,
+    batch_size: int,
+    backend: str | None = None,
+) -> Floats:
+    """h̄_θ(x) of every text, (N, H) float32: the mean over its word pieces, specials included."""
+    result = np.empty((len(dataset), encoder.hidden_size), np.float32)
+    for indices, batch in _batches(encoder, dataset, batch_size):
+        pooled = masked_mean_pool(encoder(batch), batch.cu_seqlens, backend=backend)
+        result[indices] = pooled.float().cpu().numpy()
+    return result
+
+
+def tags_of(probabilities: Floats, labels: Sequence[str]) -> list[str]:
+    """The likeliest tag of each word; "O" for a word the model never saw (a row of NaN)."""
+    seen = ~np.isnan(probabilities).any(axis=1)
+    best = np.where(seen, np.nan_to_num(probabilities).argmax(axis=1), -1)
+    return [OUTSIDE if k < 0 else labels[k] for k in best]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled data, tokenised once.
+
+    Attributes:
+        task: "classification" or "ner".
+        dataset: The tokens.
+        gold: For each document its label, or for each sentence the tags of its words.
+    """
+
+    task: Task
+    dataset: TokenizedDataset
+    gold: list[Any]
+
+    def score(
+        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
+    ) -> dict[str, float]:
+        """{"accuracy", "macro_f1"}; for entities {"precision", "recall", "f1"}, micro-averaged."""
+        report = self.report(model, labels, batch_size)
+        if isinstance(report, DocumentReport):
+            return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
+        return {"precision": report.precision, "recall": report.recall, "f1": report.f1}
+
+    def report(
+        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
+    ) -> DocumentReport | EntityReport:
+        """What `score` sums up: the confusion matrix and each class, or each type of entity.
+
+        Macro-F1 is over the labels of the model, whether a data set holds them all or not.
+        """
+        if self.task == "classification":
+            best = document_probabilities(model, self.dataset, batch_size).argmax(axis=1)
+            return document_report(self.gold, [labels[k] for k in best], labels)
+        rows = word_probabilities(model, self.dataset, batch_size)
+        return entity_scores(self.gold, [tags_of(row, labels) for row in rows])
+
+
+def _batches(
+    model: nn.Module, dataset: TokenizedDataset, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
+    """Batches of similar length, longest first, with the places of their examples."""
+    with evaluating(model):
+        for indices in similar_lengths(dataset.lengths, batch_size):
+            yield indices, pack([dataset[int(i)] for i in indices]).to(_device(model))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients inside; the model's mode as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with reading(model), torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[None]:
+    """Weights are as after all steps inside, and training goes on as if nobody had looked."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, PackedBert):
+                stack.enter_context(module.reading())
+        yield
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

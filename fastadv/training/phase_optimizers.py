@@ -1,0 +1,166 @@
+"""The three Adams of Algorithm 1, over the parameters that each phase owns."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.parameter import Parameter
+
+from fastadv import backends
+from fastadv.config import ResolvedConfig
+from fastadv.nn.heads import AdversarialModel
+from fastadv.nn.packed_encoder import Encoder, PackedBert
+from fastadv.optim.device_adam import CapturableAdam
+from fastadv.optim.device_embedding import CapturableEmbedding
+from fastadv.optim.host_adam import GradientAdam
+from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.weights.flat import FlatParameters
+from fastadv.weights.residuals import Residuals
+
+# Reasons that are no news to whoever built such a model.
+_FROZEN, _TIED = "it is frozen", "an output layer shares it"
+
+Named = tuple[str, Parameter]
+Deferred = DeferredEmbedding | CapturableEmbedding | None
+
+
+class Optimizers(NamedTuple):
+    """By phase, with what they share: the weights' low bits, and the table whose rows wait."""
+
+    by_phase: dict[str, GradientAdam]
+    residuals: Residuals
+    deferred: Deferred
+
+
+def build_optimizers(
+    model: AdversarialModel, config: ResolvedConfig, capturable: bool
+) -> Optimizers:
+    """θ_T = {θ, W_T, b_T}, θ_D = {w_D, b_D}, θ_G = {θ} (paper, section 3.1).
+
+    T and G each keep moments of their own over the same θ.
+
+    Args:
+        model: Its trainable parameters, and its encoder, which learns where they are.
+        config: Rates and the rest.
+        capturable: Updates that a CUDA graph may hold; the parameters move into one tensor.
+    """
+    residuals = Residuals()
+    deferred = _defer(model, config, residuals, capturable)
+    parts: dict[str, list[Named]] = {"encoder": [], "task_head": [], "discriminator": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[name.split(".")[0]].append((name, parameter))
+    owned = {
+        "task": (["encoder", "task_head"], config.lr_task),
+        "discriminator": (["discriminator"], config.lr_discriminator),
+        "generator": (["encoder"], config.lr_generator),
+    }
+    flats = _flatten(model, parts, residuals, deferred) if capturable else {}
+    found: dict[str, GradientAdam] = {}
+    for phase, (names, lr) in owned.items():
+        encoder = model.encoder
+        common: dict[str, Any] = {
+            "lr": lr,
+            "betas": (config.beta1, config.beta2),
+            "eps": config.eps,
+            "weight_decay": config.weight_decay,
+            "max_grad_norm": config.max_grad_norm,
+            "nonfinite": config.nonfinite_gradients,
+            "layouts": encoder.layouts if isinstance(encoder, PackedBert) else None,
+            "deferred": deferred,
+            # D's gradient never is of 16 bits.
+            "loss_scaling": config.precision == "fp16" and phase != "discriminator",
+            "backend": config.backend,
+        }
+        if capturable:
+            table = _table(parts["encoder"], deferred) if "encoder" in names else None
+            own = [flats[name] for name in names if name in flats]
+            found[phase] = CapturableAdam(own, table, **common)
+        else:
+            named = [pair for name in names for pair in parts[name]]
+            found[phase] = GradientAdam(named, residuals=residuals, **common)
+    return Optimizers(found, residuals, deferred)
+
+
+def _defer(
+    model: AdversarialModel, config: ResolvedConfig, residuals: Residuals, capturable: bool
+) -> Deferred:
+    encoder = model.encoder
+    reason = why_dense(encoder, config)
+    if reason is not None or not isinstance(encoder, PackedBert):
+        _say_dense(reason or "")
+        return None
+    encoder.embeddings.word.sparse = True
+    table: Any = encoder.embeddings.word.weight
+    kind = CapturableEmbedding if capturable else DeferredEmbedding
+    encoder.deferred = kind(table, residuals.of(table), config.backend)
+    return encoder.deferred
+
+
+def _table(named: Sequence[Named], deferred: Deferred) -> Named | None:
+    return next((pair for pair in named if deferred and pair[1] is deferred.table), None)
+
+
+def _flatten(
+    model: AdversarialModel,
+    parts: dict[str, list[Named]],
+    residuals: Residuals,
+    deferred: Deferred,
+) -> dict[str, FlatParameters]:
+    """Every part of the model in one tensor, but for the table whose rows wait."""
+    encoder = model.encoder
+    assert isinstance(encoder, PackedBert)
+    low = encoder.dtype if encoder.dtype in (torch.bfloat16, torch.float16) else None
+    found: dict[str, FlatParameters] = {}
+    for part, named in parts.items():
+        rest = [pair for pair in named if deferred is None or pair[1] is not deferred.table]
+        if rest:
+            found[part] = FlatParameters(rest, low if part == "encoder" else None)
+            residuals.put(found[part])
+    if "encoder" in found:
+        encoder.flattened(found["encoder"])
+    return found
+
+
+def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str | None:
+    """Why updates are decided on the host; None where they can be on the device."""
+    encoder = model.encoder
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return "there is no GPU"
+    if not isinstance(encoder, PackedBert):
+        return "the encoder runs padded"
+    for operation in (*encoder.operations, "adam", "embedding_adam"):
+        if operation not in backends.PRODUCTS:
+            chosen = backends.resolve(operation, device, config.backend)
+            if chosen != "triton":
+                return f"{operation} runs on backend {chosen}"
+    return None
+
+
+def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
+    """Why the word table's untouched rows cannot wait for their updates; None if they can."""
+    if not isinstance(encoder, PackedBert):
+        return "the encoder runs padded"
+    if not encoder.embeddings.word.weight.requires_grad:
+        return _FROZEN
+    if encoder.tied:
+        return _TIED
+    if config.weight_decay:
+        return "weight decay moves every row by what it is"
+    if config.beta1**2 >= config.beta2:
+        return f"beta1 {config.beta1} and beta2 {config.beta2} let momentum outlive its scale"
+    return None
+
+
+@functools.cache
+def _say_dense(reason: str) -> None:
+    """Says it once a process, as with the encoder."""
+    if reason not in (_FROZEN, _TIED):
+        logging.getLogger("fastadv").warning(
+            "the word table is updated row by row in every step, which is slower: %s", reason
+        )
