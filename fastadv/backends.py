@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -207,3 +208,12 @@ def resolve(op: str, device: torch.device | str, backend: str | None = None) -> 
         if _why_not(op, candidate, device_type) is None:
             return candidate
     return "torch"
+
+
+def kernels(op: str, backend: str) -> Any:
+    """Where the raw functions of operation `op` are: `torch.ops.fastadv` for "native", the module
+    `fastadv.kernels.<op>` for "triton".
+    """
+    if backend == "native":
+        return torch.ops.fastadv
+    return importlib.import_module(f"fastadv.kernels.{op}")

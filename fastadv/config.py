@@ -209,3 +209,7 @@ def _check(config: FinetuneConfig) -> None:
         refuse("selection", ", ".join(map(repr, get_args(Selection))))
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")
+
+
+SCORE: dict[Task, str] = {"classification": "accuracy", "ner": "f1"}
+"""The one number by which a task's runs are compared and selected."""

@@ -19,7 +19,7 @@ from fastadv.device import autocast_dtype, resolve_precision
 from fastadv.model_io.finetuned import saved_max_length
 from fastadv.model_io.loading import load_encoder, load_tokenizer, max_positions
 from fastadv.model_io.packaged import resolve_model
-from fastadv.nn.packed_encoder import Encoder, build_encoder
+from fastadv.nn.encoder import Encoder, build_encoder
 from fastadv.tasks.inference import embeddings
 
 Floats = NDArray[np.float32]

@@ -22,20 +22,20 @@ from fastadv.data import Data, as_texts, iter_texts
 from fastadv.data.chunks import chunks
 from fastadv.device import autocast_dtype, resolve_precision
 from fastadv.embedder import Embedder
-from fastadv.model_io.checks import checked_labels, checked_length, checked_tokenizer
+from fastadv.model_io.checks import checked_length, checked_tokenizer
 from fastadv.model_io.finetuned import load_model, save_model
-from fastadv.model_io.loading import load_encoder, load_tokenizer
+from fastadv.model_io.loading import load_encoder, load_tokenizer, set_dropout
 from fastadv.model_io.packaged import resolve_model
+from fastadv.nn.encoder import build_encoder
 from fastadv.nn.heads import HEAD_OPERATIONS, AdversarialModel
-from fastadv.nn.packed_encoder import build_encoder
-from fastadv.nn.padded_encoder import set_dropout
 from fastadv.records.history import History
 from fastadv.run import checkpoint as checkpoints
 from fastadv.run.fit import Run
 from fastadv.run.observer import Observer
 from fastadv.run.state import restore, state_of
 from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
-from fastadv.tasks.inference import EvaluationSet
+from fastadv.tasks.evaluation_set import EvaluationSet
+from fastadv.tasks.labels import checked_labels
 from fastadv.tasks.predictions import (
     DocumentPrediction,
     SentencePrediction,

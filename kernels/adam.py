@@ -240,7 +240,7 @@ def adam_begin(
     base: Tensor | None,
     skips: bool,
 ) -> None:
-    """Whether there is a step, and its numbers; fastadv/ops/capturable.py says of what."""
+    """Whether there is a step, and its numbers; fastadv/ops/adam.py says of what."""
     clocks = counters.shape[0]
     with on_device(norm):
         _begin_kernel[(1,)](

@@ -40,7 +40,7 @@ WITHOUT: dict[str, set[str]] = {
 
 # Files in the folders of operations that are not operations.
 SHARED = {
-    "fastadv/ops": {"__init__", "capturable", "dtypes", "philox"},
+    "fastadv/ops": {"__init__", "dtypes", "memory", "philox"},
     "csrc": {"module"},
     "csrc/cuda": set(),
     "kernels": {"__init__", "launch", "philox", "short_attention"},

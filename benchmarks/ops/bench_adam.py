@@ -13,8 +13,7 @@ import torch
 from bench_common import DEVICES, median_seconds, need, synchronised
 from torch import Tensor
 
-from fastadv.ops.adam import adam, gradient_norm
-from fastadv.ops.capturable import adam_apply, adam_begin, rates_of
+from fastadv.ops.adam import adam, adam_apply, adam_begin, gradient_norm, rates_of
 
 LAYERS = 2
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))

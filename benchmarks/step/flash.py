@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastadv.batches.packing import IGNORE_INDEX
 from fastadv.device import autocast_dtype
-from fastadv.nn.padded_encoder import set_dropout
+from fastadv.model_io.loading import set_dropout
 from step.batches import StepDraws
 from step.buckets import Bucket, fill
 from step.systems import PIECES, Phase, Piece, Setup, pieces_of

@@ -19,7 +19,7 @@ from fastadv import AdversarialFinetuner
 from fastadv.batches.packing import IGNORE_INDEX, PackedBatch
 from fastadv.config import ResolvedConfig, Task
 from fastadv.device import autocast_dtype
-from fastadv.nn.padded_encoder import set_dropout
+from fastadv.model_io.loading import set_dropout
 from fastadv.reference import PaddedBatch, ReferenceFinetuner
 from fastadv.training.step_graphs import HostStep, StepGraphs, why_no_graphs
 from step.batches import StepDraws

@@ -112,7 +112,7 @@ def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) 
 
 
 def _refuse_other_run(output: Path, resume: bool) -> None:
-    from fastadv.run.fit import CHECKPOINT, LAST, METRICS
+    from fastadv.run.folder import CHECKPOINT, LAST, METRICS
 
     for folder in (*reversed(output.parents), output):
         if folder.exists() and not folder.is_dir():

@@ -22,8 +22,7 @@ def refuse_other_run(output: Path, resume: bool, baseline: bool) -> None:
     Raises:
         ValueError: The folder holds a run and `resume` is False, or is no folder.
     """
-    from fastadv.run.fit import CHECKPOINT, LAST, MEAN, METRICS
-    from fastadv.selection.step_choice import BEST
+    from fastadv.run.folder import BEST, CHECKPOINT, LAST, MEAN, METRICS
 
     for folder in (*reversed(output.parents), output):
         if folder.exists() and not folder.is_dir():

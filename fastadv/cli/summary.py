@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.config import Task
+from fastadv.config import SCORE, Task
 from fastadv.records.history import History
 from fastadv.records.text_table import table
-from fastadv.tasks.inference import SCORE
 
 _WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 

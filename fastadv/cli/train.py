@@ -210,8 +210,7 @@ def _trackers(options: Namespace) -> list[str]:
 def _tell(options: Namespace, histories: Mapping[str, History], output: Path) -> None:
     from fastadv.cli.summary import summary
     from fastadv.records.plots import plot_curves
-    from fastadv.run.fit import LAST
-    from fastadv.selection.step_choice import BEST
+    from fastadv.run.folder import BEST, LAST
 
     table = summary(histories, options.task)
     if table:

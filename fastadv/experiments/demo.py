@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv import samples
-from fastadv.config import FinetuneConfig, Precision, Task
+from fastadv.config import SCORE, FinetuneConfig, Precision, Task
 from fastadv.data import Data, as_texts
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.records.history import History
 from fastadv.records.plots import plot_curves
 from fastadv.records.text_table import table
-from fastadv.run.fit import METRICS
-from fastadv.tasks.inference import SCORE
+from fastadv.run.folder import METRICS
 from fastadv.tasks.labels import labels_of
 from fastadv.tasks.metrics import median_cosine
 

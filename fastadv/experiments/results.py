@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fastadv.config import Task
+from fastadv.config import SCORE, Task
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE
 from fastadv.selection import chosen_step
-from fastadv.tasks.inference import SCORE
 
 AVERAGED = "mean_weights"
 """No step: the mean of the weights at the evaluations in the second half of a run."""

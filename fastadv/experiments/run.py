@@ -15,7 +15,7 @@ from fastadv.finetuner import AdversarialFinetuner
 from fastadv.records.history import History
 from fastadv.run.checkpoint import previous_of
 from fastadv.run.files import write_atomically
-from fastadv.run.fit import CHECKPOINT, METRICS
+from fastadv.run.folder import CHECKPOINT, METRICS
 from fastadv.tasks.labels import labels_of
 
 RESULT = "result.json"

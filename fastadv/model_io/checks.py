@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from fastadv.config import ResolvedConfig, Task
+from fastadv.config import ResolvedConfig
 from fastadv.model_io.loading import max_positions
-
-
-def checked_labels(labels: Sequence[str], task: Task) -> tuple[str, ...]:
-    """The labels as a tuple, if they are at least two different names, for NER "O" among them."""
-    found = tuple(labels)
-    if isinstance(labels, str) or len(found) < 2 or len(set(found)) < len(found):
-        raise ValueError(f"labels is {labels!r}, expected at least two different names")
-    if task == "ner" and "O" not in found:
-        raise ValueError(f"labels is {labels!r}, expected the tag 'O' among them for NER")
-    return found
 
 
 def checked_tokenizer(tokenizer: Any, encoder: PreTrainedModel) -> Any:

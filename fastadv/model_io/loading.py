@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -148,3 +149,28 @@ def _checked_folder(name_or_path: str | os.PathLike[str], needed: tuple[str, ...
                 f"{folder}: found no {file}, expected a folder written by save_pretrained"
             )
     return str(folder)
+
+
+def set_dropout(model: nn.Module, config: object, probability: float) -> None:
+    """Gives every dropout of a transformers encoder, attention's included, one probability.
+
+    Args:
+        model: The encoder; its `nn.Dropout` modules and stored rates are changed in place.
+        config: Its configuration, changed too, so that a saved model says what it was trained with.
+        probability: In [0, 1).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout_prob", "attention_dropout"):
+            # Some attention classes keep a bare number instead of a module.
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+    for name in (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout",
+        "attention_dropout",
+    ):
+        if isinstance(getattr(config, name, None), (int, float)):
+            setattr(config, name, probability)

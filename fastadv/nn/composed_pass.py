@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastadv.batches.packing import TableRows
+from fastadv.nn.packed_weights import Tokens
 from fastadv.ops.bias_gelu import bias_gelu
 from fastadv.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from fastadv.ops.embedding_layer_norm import embedding_layer_norm
@@ -15,29 +14,8 @@ from fastadv.ops.linear import linear
 from fastadv.ops.varlen_attention import varlen_attention
 
 if TYPE_CHECKING:
-    from fastadv.nn.packed_encoder import PackedBert, PackedLayer
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The packed tokens of a pass, and how many leading ones need no gradient.
-
-    input_ids and position_ids are (T,) int64, cu_seqlens (B + 1,) int32, seed (1,) int64 or None.
-    With rows, those of the tokens after the leading ones, the word table's gradient is sparse.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-    leading: int
-    seed: Tensor | None
-    rows: TableRows | None = None
-
-    @property
-    def total(self) -> int:
-        """T."""
-        return self.input_ids.shape[0]
+    from fastadv.nn.packed_encoder import PackedBert
+    from fastadv.nn.packed_weights import PackedLayer
 
 
 def composed_forward(encoder: PackedBert, tokens: Tokens) -> Tensor:

@@ -8,7 +8,6 @@ that tokens without a gradient leave nothing behind.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastadv import backends
-from fastadv.nn.composed_pass import Tokens, composed_forward
-from fastadv.nn.pass_buffers import Saved, Stack, empty
+from fastadv.nn.composed_pass import composed_forward
+from fastadv.nn.packed_weights import Tokens
+from fastadv.nn.pass_buffers import Saved, Stack
+from fastadv.ops.memory import empty
 from fastadv.weights.layouts import WeightLayouts
 
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ def packed_forward(encoder: PackedBert, tokens: Tokens) -> Tensor:
     return _Forward(encoder, tokens, chosen, keeps=False).run()
 
 
-def _kernels(chosen: dict[str, str]) -> dict[str, Any]:
-    return {
-        op: torch.ops.fastadv
-        if backend == "native"
-        else importlib.import_module(f"fastadv.kernels.{op}")
-        for op, backend in chosen.items()
-    }
-
-
 # The two layer norms of a layer, by what they follow.
 ATTENTION, OUTPUT = 2, 3
 
@@ -62,7 +54,7 @@ class _Pass:
         self.encoder, self.tokens, self.kind = encoder, tokens, encoder.architecture
         self.chosen = chosen
         self.low, self.acc = encoder.dtype, encoder.embeddings.word.weight.dtype
-        self.kernels = _kernels(chosen)
+        self.kernels = {op: backends.kernels(op, backend) for op, backend in chosen.items()}
         self.layouts: WeightLayouts = encoder.layouts
         self.hidden, self.inner = self.kind.hidden_size, self.kind.intermediate_size
         token_type = encoder.embeddings.token_type

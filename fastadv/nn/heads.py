@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, concat
 from fastadv.config import Task
-from fastadv.nn.packed_encoder import Encoder
+from fastadv.nn.encoder import Encoder
 from fastadv.ops.masked_mean_pool import masked_mean_pool
 
 HEAD_OPERATIONS = ("masked_mean_pool", "linear_bce")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -13,42 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastadv.batches.packing import PackedBatch, TableRows, concat
-from fastadv.config import EncoderChoice
-from fastadv.nn.architectures import Architecture, architecture_of, why_not
-from fastadv.nn.composed_pass import Tokens
+from fastadv.nn.architectures import architecture_of
 from fastadv.nn.fused_pass import packed_forward
-from fastadv.nn.padded_encoder import PaddedEncoder
+from fastadv.nn.packed_weights import PackedEmbeddings, PackedLayer, Tokens
 from fastadv.ops.dtypes import acc_dtype
 from fastadv.optim.device_embedding import CapturableEmbedding
 from fastadv.optim.host_embedding import DeferredEmbedding
 from fastadv.weights.flat import FlatParameters
 from fastadv.weights.layouts import WeightLayouts
-
-
-class PackedEmbeddings(nn.Module):
-    """Three tables, the last of which DistilBERT does not have, and a layer norm."""
-
-    def __init__(self, kind: Architecture) -> None:
-        super().__init__()
-        width = kind.hidden_size
-        self.word = nn.Embedding(kind.vocabulary, width)
-        self.position = nn.Embedding(kind.positions, width)
-        self.token_type = nn.Embedding(kind.token_types, width) if kind.token_types else None
-        self.norm = nn.LayerNorm(width, kind.eps)
-
-
-class PackedLayer(nn.Module):
-    """The weights of a layer; Q, K and V are one matrix, in this order."""
-
-    def __init__(self, kind: Architecture) -> None:
-        super().__init__()
-        width, inner = kind.hidden_size, kind.intermediate_size
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_output = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width, kind.eps)
-        self.intermediate = nn.Linear(width, inner)
-        self.output = nn.Linear(inner, width)
-        self.output_norm = nn.LayerNorm(width, kind.eps)
 
 
 class PackedBert(nn.Module):
@@ -277,39 +247,3 @@ def _rows(batch: PackedBatch) -> TableRows:
     if here and not torch.equal(rows.ids[rows.places], ids):
         raise ValueError("the batch's rows are not those of its input_ids, expected rows of pack()")
     return rows
-
-
-Encoder = PackedBert | PaddedEncoder
-
-
-def build_encoder(
-    model: PreTrainedModel,
-    choice: EncoderChoice = "auto",
-    autocast: torch.dtype | None = None,
-    backend: str | None = None,
-) -> Encoder:
-    """The fastest encoder that runs a transformers model, or the one asked for.
-
-    Args:
-        model: The bare encoder, changed in place.
-        choice: As in `FinetuneConfig.encoder`.
-        autocast: What the matrix products read; None for float32.
-        backend: Backend of the operations; None for the default.
-
-    Raises:
-        ValueError: "packed" was asked for, and cannot run the model.
-    """
-    reason = why_not(model.config)
-    if choice == "packed" or (choice == "auto" and reason is None):
-        return PackedBert(model, autocast or torch.float32, backend)
-    if choice == "auto" and reason is not None:
-        _say_padded(reason)
-    return PaddedEncoder(model, autocast)
-
-
-@functools.cache
-def _say_padded(reason: str) -> None:
-    """Says it once a process, on standard error unless logging is set up otherwise."""
-    logging.getLogger("fastadv").warning(
-        "the encoder runs padded, by transformers' own code, which is slower: %s", reason
-    )

@@ -89,28 +89,3 @@ class PaddedEncoder(nn.Module):
 def _set_pooler(model: nn.Module, pooler: nn.Module | None) -> None:
     # The stubs of nn.Module do not know that a submodule may be set to None.
     setattr(model, "pooler", pooler)  # noqa: B010
-
-
-def set_dropout(model: nn.Module, config: object, probability: float) -> None:
-    """Gives every dropout of a transformers encoder, attention's included, one probability.
-
-    Args:
-        model: The encoder; its `nn.Dropout` modules and stored rates are changed in place.
-        config: Its configuration, changed too, so that a saved model says what it was trained with.
-        probability: In [0, 1).
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        for name in ("dropout_prob", "attention_dropout"):
-            # Some attention classes keep a bare number instead of a module.
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, probability)
-    for name in (
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "dropout",
-        "attention_dropout",
-    ):
-        if isinstance(getattr(config, name, None), (int, float)):
-            setattr(config, name, probability)

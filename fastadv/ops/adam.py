@@ -1,8 +1,9 @@
-"""Adam over many tensors, with weights of more bits than float32 has."""
+"""Adam over many tensors, with weights of more bits than float32 has; its steps decided on the
+host (`adam`) or on the device (`adam_begin`, `adam_apply`).
+"""
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def adam(
                 beta2=beta2, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale,
             )  # fmt: skip
         return
-    _kernels(chosen).adam(
+    backends.kernels("adam", chosen).adam(
         [w.detach() for w in weights], list(residuals), [g.contiguous() for g in grads],
         list(exp_avgs), list(exp_avg_sqs), [a for a, _ in layouts], [b for _, b in layouts],
         list(steps), lr, beta1, beta2, eps, weight_decay, grad_scale,
@@ -137,7 +138,7 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str | None = None) -> Ten
     chosen = backends.resolve("adam", grads[0].device, backend)
     if chosen == "torch":
         return gradient_norm_ref(grads)
-    norm: Tensor = _kernels(chosen).gradient_norm([g.contiguous() for g in grads])
+    norm: Tensor = backends.kernels("adam", chosen).gradient_norm([g.contiguous() for g in grads])
     return norm
 
 
@@ -192,8 +193,186 @@ def _check(
             raise ValueError(f"steps holds {steps[i]}, expected at least 1")
 
 
-def _kernels(backend: str) -> Any:
-    """Where the function adam of `backend` is."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.adam")
+def rates_of(
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+) -> Tensor:
+    """(8,) float64 on the CPU: beta1, beta2, eps, lr, weight decay, the norm that gradients are
+    clipped to (inf for none), log(beta1), log(beta2).
+    """
+    logs = [math.log(beta) if beta else -math.inf for beta in (beta1, beta2)]
+    clip = math.inf if max_grad_norm is None else max_grad_norm
+    return torch.tensor([beta1, beta2, eps, lr, weight_decay, clip, *logs], dtype=torch.float64)
+
+
+def adam_begin_ref(
+    norm: Tensor,
+    rates: Tensor,
+    counters: Tensor,
+    flags: Tensor,
+    scaler: Tensor | None,
+    numbers: Tensor,
+    log: Tensor | None,
+    base: Tensor | None,
+    skips: bool,
+) -> None:
+    """What `adam_begin` does, in plain PyTorch."""
+    size = norm.double().reshape(())
+    beta1, beta2, eps, lr, decay, clip, log1, log2 = rates.unbind()
+    finite = size < math.inf
+    running = flags[2] == 0
+    go = finite & running if skips else finite & running & (flags[1] == 0)
+    scale = torch.ones_like(size) if scaler is None else scaler[0].clone()
+    counters += go
+    t = counters.clamp(min=1).double()
+    rate, root = lr / (1 - (t * log1).exp()), (1 - (t * log2).exp()).rsqrt()
+    factor = (clip / (size / scale + 1e-6)).clamp(max=1) / scale
+    columns = [beta1, 1 - beta1, beta2, 1 - beta2, rate, root, eps, lr * decay, factor, go]
+    numbers.copy_(torch.stack([x.double().expand(len(counters)) for x in columns], 1))
+    if log is not None:
+        assert base is not None
+        entry = counters[:1] - base - 1
+        room = go & (entry >= 0) & (entry < log.shape[1])
+        at = entry.clamp(0, log.shape[1] - 1)
+        log[:, at] = torch.where(room, torch.stack([rate[:1], root[:1]]), log[:, at])
+    bad = ~finite & running
+    flags[0] += bad
+    flags[1] |= bad.to(flags.dtype)
+    if scaler is not None:
+        good = torch.where(finite, scaler[1] + 1, 0)
+        full = good >= scaler[2]
+        then = torch.where(finite, torch.where(full, scale * 2, scale), scale * 0.5)
+        scaler[0] = torch.where(running, then, scale)
+        scaler[1] = torch.where(running, torch.where(full, 0, good), scaler[1])
+
+
+def adam_begin(
+    norm: Tensor,
+    rates: Tensor,
+    counters: Tensor,
+    flags: Tensor,
+    scaler: Tensor | None,
+    numbers: Tensor,
+    log: Tensor | None = None,
+    base: Tensor | None = None,
+    *,
+    skips: bool,
+    backend: str | None = None,
+) -> None:
+    """Decides on the device whether there is a step, and works out its numbers.
+
+    There is one if the norm of the gradients is finite, and, unless `skips`, was finite in every
+    step before: then weights stay as the last good step left them until the host looks. A step that
+    is left out counts in no clock. `numbers` becomes, for each clock at its step t: beta1,
+    1 - beta1, beta2, 1 - beta2, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, lr weight_decay,
+    what gradients are multiplied by, and 1 or, for no step, 0. With a scaler (Micikevicius et al.,
+    ICLR 2018, section 3.2) gradients are of the loss times its scale, which doubles after so many
+    finite steps in a row and halves after one that is not.
+
+    All tensors are on one device and, but for norm and rates, written to. The host never waits to
+    learn whether a step was done, and a CUDA graph that holds this operation replays with the
+    counts of the moment and not with those of its capture.
+
+    Args:
+        norm: () float32 or float64, of all gradients, as they are.
+        rates: (8,) float64, as `rates_of` gives them.
+        counters: (C,) int64, the steps done by each clock of an optimiser. Parameters that always
+            step together share a clock; with a deferred table, clock 0 is the table's.
+        flags: (3,) int64: steps left out since their gradient was not finite, whether there was
+            one, and whether steps are paused: then none is done, and nothing counted.
+        scaler: (3,) float64: the loss scale, finite steps since it last changed, and after how many
+            of them it doubles; or None.
+        numbers: (C, 10) float64, what a step needs.
+        log: (2, L) float64, or None: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) of the table's
+            steps t = base + 1 and on.
+        base: (1,) int64, the steps before the first of the log; None without one.
+        skips: Whether later steps go on after one that was left out.
+        backend: "triton" or "torch"; None for the default.
+
+    Raises:
+        RuntimeError: The backend asked for cannot run.
+    """
+    chosen = resolve_on_device(counters, backend)
+    if chosen == "torch":
+        with torch.no_grad():
+            adam_begin_ref(norm, rates, counters, flags, scaler, numbers, log, base, skips)
+        return
+    backends.kernels("adam", chosen).adam_begin(
+        norm, rates, counters, flags, scaler, numbers, log, base, skips
+    )
+
+
+def adam_apply_ref(
+    weight: Tensor,
+    residual: Tensor | None,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    low: Tensor | None,
+    numbers: Tensor,
+) -> None:
+    """What `adam_apply` does, in plain PyTorch."""
+    keep1, take1, keep2, take2, rate, root, eps, decay, scale, go = (
+        x.to(weight.dtype) for x in numbers.unbind()
+    )
+    g = grad * scale
+    m = exp_avg * keep1 + g * take1
+    v = exp_avg_sq * keep2 + g * g * take2
+    moved = -rate * m / (v.sqrt() * root + eps) - decay * weight
+    if residual is None:
+        after, rest = weight + moved, None
+    else:
+        # As in adam.move_ref: the sum, and what its rounding left.
+        more = residual.to(weight.dtype) + moved
+        after = weight + more
+        part = after - weight
+        rest = ((weight - (after - part)) + (more - part)).to(residual.dtype)
+    for old, new in ((exp_avg, m), (exp_avg_sq, v), (weight, after), (residual, rest)):
+        if old is not None:
+            assert new is not None
+            old.copy_(torch.where(go != 0, new, old))
+    if low is not None:
+        low.copy_(torch.where(go != 0, weight.to(low.dtype), low))
+
+
+def adam_apply(
+    weight: Tensor,
+    residual: Tensor | None,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    low: Tensor | None,
+    numbers: Tensor,
+    *,
+    backend: str | None = None,
+) -> None:
+    """One step of `adam` on one contiguous tensor, in place, with numbers (10,) float64 of
+    `adam_begin`; nothing where they say so.
+
+    weight, grad, exp_avg and exp_avg_sq are float32 or float64 of one shape; residual is bfloat16,
+    None for float64; low, if given, becomes the weight rounded to its type.
+    """
+    chosen = resolve_on_device(weight, backend)
+    if chosen == "torch":
+        with torch.no_grad():
+            adam_apply_ref(weight, residual, grad, exp_avg, exp_avg_sq, low, numbers)
+        return
+    backends.kernels("adam", chosen).adam_apply(
+        weight, residual, grad, exp_avg, exp_avg_sq, low, numbers
+    )
+
+
+def resolve_on_device(like: Tensor, backend: str | None) -> str:
+    """ "triton" or "torch": the extension has none of these, CPUs have no use for them."""
+    chosen = backends.resolve("adam", like.device, backend)
+    if chosen == "native" and backend != "native":
+        return "torch"
+    if chosen == "native":
+        raise RuntimeError(
+            "backend 'native' has no Adam for CUDA graphs, expected 'triton' or 'torch'"
+        )
+    return chosen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, leading: int = 0, backend: str | None 
     if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
         return _BiasGelu.apply(x, bias, leading, chosen)
     y = torch.empty_like(x)
-    _kernels(chosen).bias_gelu(x, bias, y)
+    backends.kernels("bias_gelu", chosen).bias_gelu(x, bias, y)
     return y
 
 
@@ -57,20 +56,13 @@ def _check(x: Tensor, bias: Tensor, leading: int) -> None:
     check_leading(leading, x.shape[0])
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions bias_gelu and bias_gelu_backward of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.bias_gelu")
-
-
 class _BiasGelu(torch.autograd.Function):
     """x (T, I); bias (I,) in x's sum type."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, leading: int, chosen: str) -> Tensor:
         y = torch.empty_like(x)
-        _kernels(chosen).bias_gelu(x, bias, y)
+        backends.kernels("bias_gelu", chosen).bias_gelu(x, bias, y)
         ctx.save_for_backward(x[leading:], bias)
         ctx.leading, ctx.chosen = leading, chosen
         return y
@@ -83,7 +75,7 @@ class _BiasGelu(torch.autograd.Function):
         grad_x[: ctx.leading] = 0
         grad_bias = torch.empty_like(bias)
         rows = grad[ctx.leading :].contiguous()
-        _kernels(ctx.chosen).bias_gelu_backward(
+        backends.kernels("bias_gelu", ctx.chosen).bias_gelu_backward(
             rows, x, bias, grad_x[ctx.leading :], None, grad_bias
         )
         return grad_x, grad_bias, None, None

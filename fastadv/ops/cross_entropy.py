@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.library import register_fake
 
 from fastadv import backends
-from fastadv.nn.pass_buffers import empty
 from fastadv.ops.dtypes import acc_dtype, check_dtype, check_float, check_like
+from fastadv.ops.memory import empty
 
 
 def cross_entropy_ref(logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,13 +80,6 @@ def _check_range(targets: Tensor, classes: int) -> None:
         )
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions cross_entropy and cross_entropy_backward of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.cross_entropy")
-
-
 def _empty_like(logits: Tensor) -> Tensor:
     # Kept blocks: to fault in the pages of fresh ones takes several times the kernel's time.
     if torch.compiler.is_compiling():
@@ -99,7 +91,7 @@ def _forward(logits: Tensor, targets: Tensor, chosen: str) -> tuple[Tensor, Tens
     """losses and normalizers, (M,) each."""
     losses = logits.new_empty(logits.shape[0], dtype=acc_dtype(logits.dtype))
     normalizers = torch.empty_like(losses)
-    _kernels(chosen).cross_entropy(logits, targets, normalizers, losses)
+    backends.kernels("cross_entropy", chosen).cross_entropy(logits, targets, normalizers, losses)
     return losses, normalizers
 
 
@@ -122,7 +114,7 @@ class _CrossEntropy(torch.autograd.Function):
                 "its logits are overwritten with their gradient"
             )
         logits, targets, normalizers = ctx.saved_tensors
-        backward = _kernels(ctx.chosen).cross_entropy_backward
+        backward = backends.kernels("cross_entropy", ctx.chosen).cross_entropy_backward
         if not ctx.inplace:
             grad_logits = _empty_like(logits)
             backward(grad.contiguous(), logits, targets, normalizers, grad_logits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ def dropout_add_layer_norm(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _DropoutAddLayerNorm.apply(*tensors, eps, p, seed, site, leading, chosen)
     y = torch.empty_like(tensors[2])
-    _kernels(chosen).dropout_add_layer_norm(
+    backends.kernels("dropout_add_layer_norm", chosen).dropout_add_layer_norm(
         *tensors, eps, p, seed, site, leading, y, None, None, None
     )
     return y
@@ -95,13 +94,6 @@ def _check(
         check_dtype(vector, residual.dtype, name)
         check_like(vector, (x.shape[1],), x, name)
     check_leading(leading, x.shape[0])
-
-
-def _kernels(backend: str) -> Any:
-    """Where the functions dropout_add_layer_norm and its _backward of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.dropout_add_layer_norm")
 
 
 class _DropoutAddLayerNorm(torch.autograd.Function):
@@ -125,7 +117,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         y = torch.empty_like(residual)
         rows = x.shape[0] - leading
         z, stats = x.new_empty(rows, x.shape[1]), residual.new_empty(rows, 2)
-        _kernels(chosen).dropout_add_layer_norm(
+        backends.kernels("dropout_add_layer_norm", chosen).dropout_add_layer_norm(
             x, bias, residual, gain, beta, eps, p, seed, site, leading, y, None, z, stats
         )
         ctx.save_for_backward(z, stats, gain, seed)
@@ -141,7 +133,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         grad_x[: ctx.leading] = 0
         grad_residual[: ctx.leading] = 0
         vectors = stats.new_empty(3, hidden)
-        _kernels(ctx.chosen).dropout_add_layer_norm_backward(
+        backends.kernels("dropout_add_layer_norm", ctx.chosen).dropout_add_layer_norm_backward(
             grad[ctx.leading :].contiguous(), None, z, stats, gain, ctx.p, seed, ctx.site,
             ctx.leading, grad_x[ctx.leading :], grad_residual[ctx.leading :], vectors,
         )  # fmt: skip

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastadv import backends
-from fastadv.ops.adam import adam_ref, check_rates
-from fastadv.ops.capturable import powers_of, rates_of
+from fastadv.ops.adam import adam_apply_ref, adam_ref, check_rates, rates_of, resolve_on_device
 from fastadv.ops.dtypes import check_contiguous, check_dtype, check_like
 
 
@@ -83,7 +81,7 @@ def embedding_adam(
                 beta2=beta2, eps=eps, grad_scale=grad_scale,
             )  # fmt: skip
         return
-    _kernels(chosen).embedding_adam(
+    backends.kernels("embedding_adam", chosen).embedding_adam(
         weight, residual, exp_avg, exp_avg_sq, rows.contiguous(), grads.contiguous(), step, lr,
         beta1, beta2, eps, grad_scale,
     )  # fmt: skip
@@ -196,7 +194,7 @@ def embedding_adam_catch_up(
     offsets, weights, nodes = _rules(kinds, counts, lrs, base, beta1, beta2, eps)
     decays = np.stack([beta1**counts, beta2**counts], 1)
     host = [torch.from_numpy(rules.reshape(-1)), offsets, weights, nodes, torch.from_numpy(decays)]
-    _kernels(chosen).embedding_adam_catch_up(
+    backends.kernels("embedding_adam", chosen).embedding_adam_catch_up(
         weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
         *(x.to(weight.device) for x in host),
     )  # fmt: skip
@@ -212,7 +210,7 @@ def _add_up(
     rates = rates_of(0.0, beta1, beta2, eps)
     host = [starts, torch.tensor([step]), torch.tensor([base]), torch.from_numpy(log),
             powers_of(beta1, beta2, step - int(starts.min())), rates]  # fmt: skip
-    _kernels("triton").embedding_adam_catch_up(
+    backends.kernels("embedding_adam", "triton").embedding_adam_catch_up(
         weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
         *(x.to(weight.device) for x in host), False,
     )  # fmt: skip
@@ -295,8 +293,143 @@ def _resolve(weight: Tensor, rows: Tensor, backend: str | None) -> str:
     return chosen
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions embedding_adam and its _catch_up of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.embedding_adam")
+# Of a missed step's share of the sum, relative to the first one's, below which it is left out.
+NEGLIGIBLE = 2.0**-40
+
+
+def powers_of(beta1: float, beta2: float, longest: int | None = None) -> Tensor:
+    """beta1^i and beta2^(i / 2) for i = 1..K, (2, K) float64 on the CPU, up to the last step that
+    counts, or `longest`.
+
+    A term of the sum over missed steps is at most (beta1 / sqrt(beta2))^i of the first.
+
+    Raises:
+        ValueError: No step is negligible (beta1^2 >= beta2), and there is no longest.
+    """
+    ratio = beta1 / math.sqrt(beta2)
+    counts = [] if longest is None else [longest]
+    if ratio < 1:
+        counts.append(1 if ratio == 0 else math.ceil(math.log(NEGLIGIBLE) / math.log(ratio)))
+    if not counts:
+        raise ValueError(
+            f"beta1 is {beta1} and beta2 {beta2}, expected beta1^2 < beta2: momentum outlives its "
+            "scale"
+        )
+    i = torch.arange(1, max(1, min(counts)) + 1, dtype=torch.float64)
+    return torch.stack([beta1**i, beta2 ** (i / 2)])
+
+
+def embedding_adam_apply_ref(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    numbers: Tensor,
+    row_steps: Tensor,
+    counter: Tensor,
+) -> None:
+    """What `embedding_adam_apply` does, in plain PyTorch."""
+    real = rows >= 0
+    rows, grads = rows[real], grads[real]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    parts = [x[rows] for x in tensors]
+    rest = parts[3] if residual is not None else None
+    adam_apply_ref(parts[0], rest, grads, parts[1], parts[2], None, numbers)
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor[rows] = part
+    row_steps[rows] = torch.where(numbers[9] != 0, counter.to(row_steps.dtype), row_steps[rows])
+
+
+def embedding_adam_apply(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    numbers: Tensor,
+    row_steps: Tensor,
+    counter: Tensor,
+    *,
+    backend: str | None = None,
+) -> None:
+    """`adam_apply` on rows of a table, which are then of step counter (1,) int64.
+
+    weight, exp_avg and exp_avg_sq are (V, H), residual (V, H) bfloat16 or None, grads (U, H) in
+    weight's dtype; rows (U,) int64, each once, -1 for none; row_steps (V,) int32.
+    """
+    args = (weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, row_steps, counter)
+    chosen = resolve_on_device(weight, backend)
+    if chosen == "torch":
+        with torch.no_grad():
+            embedding_adam_apply_ref(*args)
+        return
+    backends.kernels("embedding_adam", chosen).embedding_adam_apply(*args)
+
+
+def embedding_adam_make_up_ref(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    row_steps: Tensor,
+    counter: Tensor,
+    base: Tensor,
+    log: Tensor,
+    powers: Tensor,
+    rates: Tensor,
+) -> None:
+    """What `embedding_adam_make_up` does: every step by itself."""
+    step, first = int(counter), int(base)
+    starts = row_steps[rows.clamp(min=0)].long()
+    late = (rows >= 0) & (starts >= 0) & (starts < step)
+    rows, starts = rows[late], starts[late]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    parts = [x[rows] for x in tensors]
+    rest = parts[3] if residual is not None else None
+    zeros = torch.zeros_like(parts[0])
+    beta1, beta2, eps = rates[:3].tolist()
+    for t in range(int(starts.min()) + 1 if len(starts) else step + 1, step + 1):
+        rate, root = log[:, t - first - 1].tolist()
+        numbers = [beta1, 0.0, beta2, 0.0, rate, root, eps, 0.0, 1.0, 1.0]
+        now = [part.clone() for part in parts]
+        adam_apply_ref(now[0], None if rest is None else now[3], zeros, now[1], now[2], None,
+                       rates.new_tensor(numbers))  # fmt: skip
+        for part, new in zip(parts, now, strict=True):
+            part.copy_(torch.where((starts < t)[:, None], new, part))
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor[rows] = part
+    row_steps[rows] = step
+
+
+def embedding_adam_make_up(
+    weight: Tensor,
+    residual: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    row_steps: Tensor,
+    counter: Tensor,
+    base: Tensor,
+    log: Tensor,
+    powers: Tensor,
+    rates: Tensor,
+    *,
+    backend: str | None = None,
+) -> None:
+    """`embedding_adam_catch_up` of rows (U,) int64, each once, -1 for none, to step counter (1,).
+
+    row_steps (V,) int32 says of which step a row's moments are, -1 if it never had a gradient. The
+    log must hold every step after that; the steps of `powers` are as many as count.
+    """
+    args = (weight, residual, exp_avg, exp_avg_sq, rows, row_steps, counter, base, log, powers,
+            rates)  # fmt: skip
+    chosen = resolve_on_device(weight, backend)
+    if chosen == "torch":
+        with torch.no_grad():
+            embedding_adam_make_up_ref(*args)
+        return
+    backends.kernels("embedding_adam", chosen).embedding_adam_catch_up(*args, True)

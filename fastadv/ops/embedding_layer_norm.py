@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -100,7 +99,7 @@ def embedding_layer_norm(
             _row_or_none(padding_idx, word), _row_or_none(position_padding_idx, position), chosen,
         )  # fmt: skip
     y = word.new_empty(input_ids.shape[0], word.shape[1])
-    _kernels(chosen).embedding_layer_norm(
+    backends.kernels("embedding_layer_norm", chosen).embedding_layer_norm(
         input_ids, position_ids, *parameters, eps, p, seed, site, y, None
     )
     return y
@@ -153,13 +152,6 @@ def _check_range(ids: Tensor, table: Tensor, name: str) -> None:
         raise ValueError(f"{name} holds {wrong}, expected a row of {table.shape[0]}")
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions embedding_layer_norm and its _backward of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.embedding_layer_norm")
-
-
 class _EmbeddingLayerNorm(torch.autograd.Function):
     """Ids (T,) int64; tables (rows, H) and vectors (H,) of one dtype; seed (1,) int64 or None."""
 
@@ -183,7 +175,7 @@ class _EmbeddingLayerNorm(torch.autograd.Function):
         chosen: str,
     ) -> Tensor:
         y = word.new_empty(input_ids.shape[0], word.shape[1])
-        _kernels(chosen).embedding_layer_norm(
+        backends.kernels("embedding_layer_norm", chosen).embedding_layer_norm(
             input_ids, position_ids, word, position, token_type, gain, bias, eps, p, seed, site, y,
             None,
         )  # fmt: skip
@@ -201,7 +193,7 @@ class _EmbeddingLayerNorm(torch.autograd.Function):
         grad_word, grad_position = torch.zeros_like(word), torch.zeros_like(position)
         grad_token_type = None if token_type is None else torch.zeros_like(token_type)
         vectors = gain.new_empty(2, gain.shape[0])
-        _kernels(ctx.chosen).embedding_layer_norm_backward(
+        backends.kernels("embedding_layer_norm", ctx.chosen).embedding_layer_norm_backward(
             grad[ctx.leading :].contiguous(), None, input_ids, position_ids, word, position,
             token_type, gain, ctx.eps, ctx.p, seed, *ctx.rest, grad_word, grad_position,
             grad_token_type, vectors,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -66,7 +65,9 @@ def linear_bce(
     sample_weights = None if sample_weights is None else sample_weights.to(dtype)
     if torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad or bias.requires_grad):
         return _LinearBce.apply(h, weight, bias, targets, sample_weights, chosen)
-    loss, logits, _ = _kernels(chosen).linear_bce(h, weight, bias, targets, sample_weights)
+    loss, logits, _ = backends.kernels("linear_bce", chosen).linear_bce(
+        h, weight, bias, targets, sample_weights
+    )
     return loss, logits
 
 
@@ -143,13 +144,6 @@ def _check(
         raise ValueError("targets or sample_weights require a gradient, expected constants")
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions linear_bce and linear_bce_grad_* of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.linear_bce")
-
-
 class _LinearBce(torch.autograd.Function):
     """h (N, H); weight (H,), bias (1,), targets (N,), sample_weights (N,) in h's sum type."""
 
@@ -163,7 +157,9 @@ class _LinearBce(torch.autograd.Function):
         sample_weights: Tensor | None,
         chosen: str,
     ) -> tuple[Tensor, Tensor]:
-        loss, logits, dz = _kernels(chosen).linear_bce(h, weight, bias, targets, sample_weights)
+        loss, logits, dz = backends.kernels("linear_bce", chosen).linear_bce(
+            h, weight, bias, targets, sample_weights
+        )
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         params_grad = weight_grad or bias_grad
         ctx.save_for_backward(dz, weight if input_grad else None, h if params_grad else None)
@@ -175,7 +171,7 @@ class _LinearBce(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         dz, weight, h = ctx.saved_tensors
-        kernels = _kernels(ctx.chosen)
+        kernels = backends.kernels("linear_bce", ctx.chosen)
         grad_h = grad_weight = grad_bias = None
         if weight is not None:
             grad_h = kernels.linear_bce_grad_input(grad, dz, weight, ctx.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -68,7 +67,9 @@ def masked_mean_pool(
         mask = mask.to(torch.bool).reshape(-1)
     if torch.is_grad_enabled() and x.requires_grad:
         return _MaskedMeanPool.apply(x, cu_seqlens, mask, batch, chosen)
-    return _kernels(chosen).masked_mean_pool(x, cu_seqlens, mask, batch)[0]
+    return backends.kernels("masked_mean_pool", chosen).masked_mean_pool(
+        x, cu_seqlens, mask, batch
+    )[0]
 
 
 def _check_padded(x: Tensor, mask: Tensor | None) -> int:
@@ -99,13 +100,6 @@ def _check_packed(x: Tensor, cu_seqlens: Tensor, mask: Tensor | None) -> int:
     return cu_seqlens.shape[0] - 1
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions masked_mean_pool and masked_mean_pool_backward of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.masked_mean_pool")
-
-
 class _MaskedMeanPool(torch.autograd.Function):
     """x (T, H); cu_seqlens (B + 1,) or None for equal lengths; mask (T,) bool or None."""
 
@@ -113,7 +107,9 @@ class _MaskedMeanPool(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None, batch: int, chosen: str
     ) -> Tensor:
-        mean, counts = _kernels(chosen).masked_mean_pool(x, cu_seqlens, mask, batch)
+        mean, counts = backends.kernels("masked_mean_pool", chosen).masked_mean_pool(
+            x, cu_seqlens, mask, batch
+        )
         ctx.save_for_backward(counts, cu_seqlens, mask)
         ctx.tokens, ctx.dtype, ctx.chosen = x.shape[0], x.dtype, chosen
         return mean
@@ -122,7 +118,7 @@ class _MaskedMeanPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         counts, cu_seqlens, mask = ctx.saved_tensors
-        grad_x = _kernels(ctx.chosen).masked_mean_pool_backward(
+        grad_x = backends.kernels("masked_mean_pool", ctx.chosen).masked_mean_pool_backward(
             grad, counts, cu_seqlens, mask, ctx.tokens, ctx.dtype
         )
         return grad_x, None, None, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from itertools import pairwise
 from typing import Any
@@ -90,7 +89,9 @@ def varlen_attention(
             qkv, cu_seqlens, max_seqlen, heads, p, seed, site, leading, chosen
         )
     out = qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
-    _kernels(chosen).varlen_attention(qkv, cu_seqlens, max_seqlen, heads, p, seed, site, out, None)
+    backends.kernels("varlen_attention", chosen).varlen_attention(
+        qkv, cu_seqlens, max_seqlen, heads, p, seed, site, out, None
+    )
     return out
 
 
@@ -112,13 +113,6 @@ def _check(qkv: Tensor, cu_seqlens: Tensor, heads: int, leading: int) -> None:
         raise ValueError(f"leading is {leading}, expected the end of a sequence")
 
 
-def _kernels(backend: str) -> Any:
-    """Where the functions varlen_attention and its _backward of `backend` are."""
-    if backend == "native":
-        return torch.ops.fastadv
-    return importlib.import_module("fastadv.kernels.varlen_attention")
-
-
 class _VarlenAttention(torch.autograd.Function):
     """qkv (T, 3 H); cu_seqlens (B + 1,) int32; seed (1,) int64 or None."""
 
@@ -137,7 +131,7 @@ class _VarlenAttention(torch.autograd.Function):
     ) -> Tensor:
         out = qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
         lse = qkv.new_empty(qkv.shape[0], heads, dtype=acc_dtype(qkv.dtype))
-        _kernels(chosen).varlen_attention(
+        backends.kernels("varlen_attention", chosen).varlen_attention(
             qkv, cu_seqlens, max_seqlen, heads, p, seed, site, out, lse
         )
         ctx.save_for_backward(qkv, cu_seqlens, out, lse, seed)
@@ -154,7 +148,7 @@ class _VarlenAttention(torch.autograd.Function):
         offsets = (cu_seqlens - ctx.leading).clamp(min=0)
         grad_qkv = torch.empty_like(qkv)
         grad_qkv[: ctx.leading] = 0
-        _kernels(ctx.chosen).varlen_attention_backward(
+        backends.kernels("varlen_attention", ctx.chosen).varlen_attention_backward(
             grad[rows].contiguous(), qkv[rows], out[rows], lse[rows], offsets, ctx.max_seqlen,
             ctx.heads, ctx.p, seed, ctx.site, ctx.leading, grad_qkv[rows],
         )  # fmt: skip

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from fastadv.config import NonFinite
-from fastadv.ops.adam import gradient_norm
-from fastadv.ops.capturable import adam_apply, adam_begin, rates_of
+from fastadv.ops.adam import adam_apply, adam_begin, gradient_norm, rates_of
 from fastadv.optim.device_embedding import CapturableEmbedding
 from fastadv.optim.host_adam import GradientAdam, not_finite
 from fastadv.optim.loss_scaling import LEAST_SCALE, LossScaler

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from fastadv.ops.capturable import embedding_adam_apply, embedding_adam_make_up, powers_of
+from fastadv.ops.embedding_adam import embedding_adam_apply, embedding_adam_make_up, powers_of
 
 UNTOUCHED = -1
 # Steps whose rates are kept; then every row is brought up to date, and keeping begins anew.
@@ -26,7 +26,7 @@ READ_AT_ONCE = 8192
 
 @dataclass
 class _Owner:
-    """One optimiser's part; shapes as in `fastadv.ops.capturable`.
+    """One optimiser's part; shapes as in `fastadv.ops.adam.adam_begin`.
 
     Attributes:
         row_steps: (V,) int32, the step that each row's moments are of.

@@ -17,9 +17,12 @@ from fastadv.model_io.loading import load_tokenizer
 from fastadv.pretraining.config import FIELDS, PretrainConfig
 from fastadv.pretraining.corpus import Corpus
 from fastadv.pretraining.pretrainer import Batches, Pretrainer
-from fastadv.records.progress import LossMeter, MetricsFile, notice
-from fastadv.run.checkpoint import find_checkpoint, load_checkpoint, replace_folder, save_checkpoint
-from fastadv.run.fit import CHECKPOINT, LAST, METRICS
+from fastadv.records.metrics_file import MetricsFile
+from fastadv.records.progress import notice
+from fastadv.run.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from fastadv.run.files import replace_folder
+from fastadv.run.folder import CHECKPOINT, LAST, METRICS
+from fastadv.run.loss_meter import LossMeter
 from fastadv.run.state import restore, state_of
 from fastadv.run.stopping import Stopped, stop_request
 

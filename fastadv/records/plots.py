@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastadv.config import Task
+from fastadv.config import SCORE, Task
 from fastadv.records.history import History
-from fastadv.tasks.inference import SCORE
 
 # Okabe and Ito's colours, which colour-blind readers tell apart too; line and marker tell the
 # systems apart without colour. As in the paper's Figure 2: solid without the adversary, dashed

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fastadv.run.files import flush
 
 FORMAT = "fastadv-checkpoint-2"
 
@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(plain, temporary, metadata={"format": FORMAT, "state": json.dumps(state)})
-        _flush(temporary)
+        flush(temporary)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink()
@@ -52,7 +52,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     if path.exists():
         _keep(path, previous_of(path))
     temporary.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -114,43 +114,3 @@ def _check(path: Path) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: expected a checkpoint file: {error}") from error
-
-
-def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a new folder, then puts it where `path` is; the old one goes last.
-
-    Args:
-        path: The folder to make or to replace.
-        write: Called with an empty folder beside `path`.
-
-    Raises:
-        OSError: The folder cannot be written, for instance because the disk is full; the old one
-            is untouched.
-    """
-    fresh = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        write(fresh)
-        fresh.chmod(0o755)
-        if path.exists():
-            # A folder cannot be renamed over a full one, so for a moment neither name is taken.
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(old / path.name)
-            fresh.replace(path)
-            shutil.rmtree(old)
-        else:
-            fresh.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: cannot write the model: {error}") from error
-    finally:
-        if fresh is not None and fresh.exists():
-            shutil.rmtree(fresh)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,26 +15,30 @@ import torch
 from fastadv.batches.draws import Draws
 from fastadv.batches.packing import PackedBatch
 from fastadv.batches.prefetch import Prefetch
+from fastadv.config import SCORE
 from fastadv.model_io.finetuned import save_model
 from fastadv.records.discriminator_health import diagnose
 from fastadv.records.history import History
-from fastadv.records.progress import Bar, LossMeter, MetricsFile, notice
+from fastadv.records.metrics_file import MetricsFile
+from fastadv.records.progress import Bar, notice
 from fastadv.records.trackers import Tracker, open_tracker
-from fastadv.run.checkpoint import find_checkpoint, replace_folder
+from fastadv.run.best_folder import BestFolder
+from fastadv.run.checkpoint import find_checkpoint
+from fastadv.run.files import replace_folder
+from fastadv.run.folder import BEST, CHECKPOINT, LAST, MEAN, METRICS
+from fastadv.run.loss_meter import LossMeter
 from fastadv.run.observer import Observer
 from fastadv.run.state import under
 from fastadv.run.stopping import Stopped, StopRequest, stop_request
 from fastadv.run.weight_mean import WeightMean
-from fastadv.selection.step_choice import BEST, BestFolder, StepChoice
-from fastadv.tasks.inference import SCORE, EvaluationSet, reading
+from fastadv.selection.step_choice import StepChoice
+from fastadv.tasks.evaluation_set import EvaluationSet
+from fastadv.tasks.inference import reading
 from fastadv.training.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 
 if TYPE_CHECKING:
     from fastadv.finetuner import AdversarialFinetuner
 
-CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
-LAST, MEAN = "last", "mean"
 OBSERVER, WEIGHT_MEAN = "observer.", "weight_mean."
 
 Batches = tuple[PackedBatch, PackedBatch | None, PackedBatch | None]

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastadv.training.trainer import Trainer
-
-
-class Trained(Protocol):
-    """What is trained: a finetuner, or a model that is being pretrained."""
-
-    @property
-    def model(self) -> nn.Module:
-        """Its weights."""
-
-    @property
-    def trainer(self) -> Trainer:
-        """Optimisers and the step count."""
-
-    @property
-    def task(self) -> str:
-        """What it learns."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """Classes, tags, or languages."""
-
-    @property
-    def config(self) -> Any:
-        """Settings, a dataclass."""
-
+from fastadv.run.trained import Trained
 
 # What a resumed run may change: none of these alters what a step computes.
 _FREE_ON_RESUME = {

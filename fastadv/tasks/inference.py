@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +13,12 @@ from torch import nn
 from fastadv.batches.packing import PackedBatch, pack
 from fastadv.batches.sizes import similar_lengths
 from fastadv.batches.tokenization import TokenizedDataset, TokenSequence
-from fastadv.config import Task
+from fastadv.nn.encoder import Encoder
 from fastadv.nn.heads import AdversarialModel
-from fastadv.nn.packed_encoder import Encoder, PackedBert
+from fastadv.nn.packed_encoder import PackedBert
 from fastadv.ops.masked_mean_pool import masked_mean_pool
-from fastadv.tasks.metrics import DocumentReport, EntityScores, document_report, entity_scores
 
 Floats = NDArray[np.float32]
-OUTSIDE = "O"
-SCORE: dict[Task, str] = {"classification": "accuracy", "ner": "f1"}
-"""The one number by which a task's runs are compared and selected."""
-EntityReport = EntityScores
 
 
 def document_probabilities(
@@ -78,50 +71,6 @@ def embeddings(
         pooled = masked_mean_pool(encoder(batch), batch.cu_seqlens, backend=backend)
         result[indices] = pooled.float().cpu().numpy()
     return result
-
-
-def tags_of(probabilities: Floats, labels: Sequence[str]) -> list[str]:
-    """The likeliest tag of each word; "O" for a word the model never saw (a row of NaN)."""
-    seen = ~np.isnan(probabilities).any(axis=1)
-    best = np.where(seen, np.nan_to_num(probabilities).argmax(axis=1), -1)
-    return [OUTSIDE if k < 0 else labels[k] for k in best]
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Labelled data, tokenised once.
-
-    Attributes:
-        task: "classification" or "ner".
-        dataset: The tokens.
-        gold: For each document its label, or for each sentence the tags of its words.
-    """
-
-    task: Task
-    dataset: TokenizedDataset
-    gold: list[Any]
-
-    def score(
-        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
-    ) -> dict[str, float]:
-        """{"accuracy", "macro_f1"}; for entities {"precision", "recall", "f1"}, micro-averaged."""
-        report = self.report(model, labels, batch_size)
-        if isinstance(report, DocumentReport):
-            return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
-        return {"precision": report.precision, "recall": report.recall, "f1": report.f1}
-
-    def report(
-        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
-    ) -> DocumentReport | EntityReport:
-        """What `score` sums up: the confusion matrix and each class, or each type of entity.
-
-        Macro-F1 is over the labels of the model, whether a data set holds them all or not.
-        """
-        if self.task == "classification":
-            best = document_probabilities(model, self.dataset, batch_size).argmax(axis=1)
-            return document_report(self.gold, [labels[k] for k in best], labels)
-        rows = word_probabilities(model, self.dataset, batch_size)
-        return entity_scores(self.gold, [tags_of(row, labels) for row in rows])
 
 
 def _batches(

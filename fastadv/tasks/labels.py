@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from fastadv.config import Task
 from fastadv.data import Data, DataFile, as_documents, as_sentences
@@ -34,3 +35,13 @@ def _name(data: Data) -> str:
     if isinstance(data, DataFile):
         return os.fspath(data.path)
     return os.fspath(data) if isinstance(data, str | os.PathLike) else "the labelled examples"
+
+
+def checked_labels(labels: Sequence[str], task: Task) -> tuple[str, ...]:
+    """The labels as a tuple, if they are at least two different names, for NER "O" among them."""
+    found = tuple(labels)
+    if isinstance(labels, str) or len(found) < 2 or len(set(found)) < len(found):
+        raise ValueError(f"labels is {labels!r}, expected at least two different names")
+    if task == "ner" and "O" not in found:
+        raise ValueError(f"labels is {labels!r}, expected the tag 'O' among them for NER")
+    return found

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fastadv.batches.tokenization import TokenizedDataset
 from fastadv.data import Document, Sentence
 from fastadv.nn.heads import AdversarialModel
-from fastadv.tasks.inference import document_probabilities, tags_of, word_probabilities
+from fastadv.tasks.evaluation_set import tags_of
+from fastadv.tasks.inference import document_probabilities, word_probabilities
 from fastadv.tasks.metrics import entities
 
 

@@ -14,7 +14,7 @@ from fastadv.batches.tokenization import (
 )
 from fastadv.config import ResolvedConfig, Task
 from fastadv.data import Data, Document, Sentence, as_documents, as_sentences, as_texts, place
-from fastadv.tasks.inference import EvaluationSet
+from fastadv.tasks.evaluation_set import EvaluationSet
 
 
 class Preparation:

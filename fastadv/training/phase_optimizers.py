@@ -12,8 +12,9 @@ from torch.nn.parameter import Parameter
 
 from fastadv import backends
 from fastadv.config import ResolvedConfig
+from fastadv.nn.encoder import Encoder
 from fastadv.nn.heads import AdversarialModel
-from fastadv.nn.packed_encoder import Encoder, PackedBert
+from fastadv.nn.packed_encoder import PackedBert
 from fastadv.optim.device_adam import CapturableAdam
 from fastadv.optim.device_embedding import CapturableEmbedding
 from fastadv.optim.host_adam import GradientAdam

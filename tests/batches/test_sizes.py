@@ -19,8 +19,8 @@ from fastadv.batches.packing import PackedBatch
 from fastadv.batches.sampling import MixedSampler, Sampler
 from fastadv.batches.sizes import Side, draw_within, similar_lengths
 from fastadv.batches.tokenization import TokenizedDataset, as_unlabeled
-from fastadv.records.progress import LossMeter
 from fastadv.run.checkpoint import load_checkpoint
+from fastadv.run.loss_meter import LossMeter
 from fastadv.training.trainer import StepLosses
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,8 @@ import fastadv.nn.composed_pass
 import fastadv.nn.packed_encoder
 from fastadv.batches.packing import pack
 from fastadv.batches.tokenized import TokenSequence
-from fastadv.nn.packed_encoder import PackedBert, build_encoder
+from fastadv.nn.encoder import build_encoder
+from fastadv.nn.packed_encoder import PackedBert
 from fastadv.nn.padded_encoder import PaddedEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,7 +148,7 @@ def electra() -> ElectraModel:
 
 
 def test_the_encoder_is_chosen_by_architecture(caplog: pytest.LogCaptureFixture) -> None:
-    fastadv.nn.packed_encoder._say_padded.cache_clear()
+    fastadv.nn.encoder._say_padded.cache_clear()
     with caplog.at_level(logging.INFO, logger="fastadv"):
         assert isinstance(build_encoder(tiny.tiny_model("roberta")), PackedBert)
         # Who asks for it needs not be told.

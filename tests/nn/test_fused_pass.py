@@ -17,7 +17,8 @@ from fastadv.nn import packed_encoder as encoder_module
 from fastadv.nn.composed_pass import composed_forward
 from fastadv.nn.fused_pass import packed_forward
 from fastadv.nn.packed_encoder import PackedBert
-from fastadv.nn.pass_buffers import Stack, empty
+from fastadv.nn.pass_buffers import Stack
+from fastadv.ops.memory import empty
 from fastadv.weights.layouts import WeightLayouts
 
 pytestmark = [

@@ -13,7 +13,8 @@ from transformers import ElectraConfig, ElectraModel
 from fastadv import AdversarialFinetuner, FinetuneConfig
 from fastadv.batches.packing import PackedBatch, pack
 from fastadv.batches.tokenized import TokenSequence
-from fastadv.nn.padded_encoder import PaddedEncoder, set_dropout
+from fastadv.model_io.loading import set_dropout
+from fastadv.nn.padded_encoder import PaddedEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,14 +12,12 @@ from adam_checks import ADAM_CASES, CATCH_UP_CASES, AdamCase, check_adam, check_
 from op_checks import DEVICES, need
 from torch import Tensor
 
-from fastadv.ops import capturable
-from fastadv.ops.capturable import (
-    adam_apply,
-    adam_begin,
+from fastadv.ops.adam import adam_apply, adam_begin, rates_of
+from fastadv.ops.embedding_adam import (
+    NEGLIGIBLE,
     embedding_adam_apply,
     embedding_adam_make_up,
     powers_of,
-    rates_of,
 )
 
 DTYPES = (torch.float32, torch.float64)
@@ -234,7 +232,7 @@ def test_how_many_terms_count() -> None:
     powers = powers_of(0.9, 0.999)
     assert powers.shape == (2, 265)
     ratio = 0.9 / math.sqrt(0.999)
-    assert ratio**265 <= capturable.NEGLIGIBLE < ratio**264
+    assert ratio**265 <= NEGLIGIBLE < ratio**264
     assert powers[:, 1].tolist() == pytest.approx([0.81, 0.999], rel=1e-15)
     assert powers_of(0.9, 0.999, 3).shape == (2, 3) and powers_of(0.95, 0.9, 7).shape == (2, 7)
     assert powers_of(0.0, 0.9).tolist() == [[0.0], [math.sqrt(0.9)]]

@@ -12,13 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastadv.run.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    previous_of,
-    replace_folder,
-    save_checkpoint,
-)
+from fastadv.run.checkpoint import find_checkpoint, load_checkpoint, previous_of, save_checkpoint
+from fastadv.run.files import replace_folder
 
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -129,7 +124,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import torch
-from fastadv.run.checkpoint import replace_folder, save_checkpoint
+from fastadv.run.checkpoint import save_checkpoint
+from fastadv.run.files import replace_folder
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 path = Path(sys.argv[1])
 big = {"a": torch.ones(5000)}

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from fastadv import AdversarialFinetuner, FinetuneConfig, target_predictions
+from fastadv import AdversarialFinetuner, FinetuneConfig
 from fastadv.data import as_texts
 from fastadv.records.history import History
 from fastadv.selection import (
@@ -21,6 +21,7 @@ from fastadv.selection import (
     chosen_step,
     mean_entropy,
     mutual_information,
+    target_signals,
 )
 from fastadv.selection.step_choice import StepChoice
 from fastadv.tasks.inference import document_probabilities, word_probabilities
@@ -260,7 +261,7 @@ def scripted(tuner: AdversarialFinetuner, script: dict[int, tuple[float, float]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdversarialFinetuner, "score", lambda *_: {"accuracy": now()[0]})
-        patch.setattr(target_predictions, "batch_nuclear_norm", lambda _: now()[1])
+        patch.setattr(target_signals, "batch_nuclear_norm", lambda _: now()[1])
         yield
 
 
@@ -277,7 +278,7 @@ def test_an_untrained_head_is_never_the_best(
 ) -> None:
     # The same at every step, so that the earliest wins.
     monkeypatch.setattr(AdversarialFinetuner, "score", lambda *_: {"accuracy": 0.5})
-    monkeypatch.setattr(target_predictions, "mean_entropy", lambda _: 0.5)
+    monkeypatch.setattr(target_signals, "mean_entropy", lambda _: 0.5)
     history = fit(tuner_of(selection=selection, eval_at_start=True), dev=tiny.ENGLISH)
     assert history.evaluations()[0]["step"] == 0
     assert history.best_step == 2

@@ -21,7 +21,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from fastadv.nn.packed_encoder import Encoder
+from fastadv.nn.encoder import Encoder
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LABELS = ("weather", "music")

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.tasks.inference import SCORE
+from fastadv.config import SCORE
 from fastadv.tasks.metrics import DocumentReport, EntityScores, document_report, entity_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
