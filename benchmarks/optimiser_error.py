@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from fastadv.ops.adam import adam
-from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.optim.host_embedding import HostEmbedding
 from fastadv.weights.residuals import Residuals
 
 RATES = (2e-6, 2e-8)
@@ -173,11 +173,11 @@ class HighAndLow(Dense):
 
 
 class Deferred(System):
-    """`DeferredEmbedding`: rows are made up when they are read."""
+    """`HostEmbedding`: rows are made up when they are read."""
 
     def __init__(self, start: Tensor) -> None:
         table = Parameter(start.float())
-        self.deferral = DeferredEmbedding(table, Residuals().of(table), None)
+        self.deferral = HostEmbedding(table, Residuals().of(table), None)
         self.owners = [self.deferral.add_owner(BETAS, EPS) for _ in RATES]
 
     def step(self, event: Event, lr: float) -> None:

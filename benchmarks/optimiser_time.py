@@ -116,7 +116,7 @@ def ours(trainer: Trainer, batches: Batches, gradients: dict[str, Known]) -> Non
     for phase, drawn in (("task", batches[:1]), ("generator", batches[1:])):
         for batch in drawn:
             assert batch.rows is not None
-            table.catch_up(batch.rows.ids)
+            table.catch_up(batch.rows)
         trainer.optimizers[phase].step(*gradients[phase])
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from fastadv.nn.packed_weights import Tokens
+from fastadv.nn.packed_weights import PackedLayer, PackedWeights, Tokens
 from fastadv.ops.bias_gelu import bias_gelu
 from fastadv.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from fastadv.ops.embedding_layer_norm import embedding_layer_norm
 from fastadv.ops.linear import linear
 from fastadv.ops.varlen_attention import varlen_attention
 
-if TYPE_CHECKING:
-    from fastadv.nn.packed_encoder import PackedBert
-    from fastadv.nn.packed_weights import PackedLayer
 
-
-def composed_forward(encoder: PackedBert, tokens: Tokens) -> Tensor:
+def composed_forward(encoder: PackedWeights, tokens: Tokens) -> Tensor:
     """Last hidden states of packed tokens.
 
     Args:
@@ -54,7 +50,7 @@ def composed_forward(encoder: PackedBert, tokens: Tokens) -> Tensor:
 
 
 def _layer(
-    encoder: PackedBert,
+    encoder: PackedWeights,
     layer: PackedLayer,
     number: int,
     hidden: Tensor,

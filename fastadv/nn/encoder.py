@@ -1,19 +1,103 @@
-"""The encoder h_θ: which one runs a transformers model."""
+"""The encoder h_θ: what every part of the library asks of one, and which one runs a model."""
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
 from transformers import PreTrainedModel
 
+from fastadv.batches.packing import PackedBatch
 from fastadv.config import EncoderChoice
-from fastadv.nn.architectures import why_not
+from fastadv.nn.architectures import Architecture, why_not
 from fastadv.nn.packed_encoder import PackedBert
 from fastadv.nn.padded_encoder import PaddedEncoder
+from fastadv.weights.flat import FlatParameters
+from fastadv.weights.layouts import WeightLayouts
+from fastadv.weights.waiting_rows import WaitingRows
 
-Encoder = PackedBert | PaddedEncoder
+
+class Encoder(Protocol):
+    """A module from packed tokens to hidden states.
+
+    An encoder that does not do something of its own answers None, or nothing: what asks does the
+    usual thing then.
+
+    Attributes:
+        waiting: The word table's optimisers, which bring rows up to date before they are read;
+            None where the table always is.
+        tied: Whether an output layer shares the word table, whose gradient then has every row.
+        training: As `torch.nn.Module.training`.
+    """
+
+    waiting: WaitingRows | None
+    tied: bool
+    training: bool
+
+    def __call__(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
+        """Last hidden states of the batch's tokens, (T, H), in the order they are packed; after
+        those of `leading`, which carry no gradient, if it is given.
+        """
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations of `fastadv.ops` that it needs."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its matrix products read."""
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """What steps of fixed sizes must know of it; None where it cannot run in them."""
+
+    @property
+    def layouts(self) -> WeightLayouts | None:
+        """The copies of its weights that an optimiser keeps in step; None for none."""
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+
+    @property
+    def word_table(self) -> nn.Embedding | None:
+        """The word table, if a gradient of it may hold the rows that were read alone; else None."""
+
+    def take_squares(self) -> dict[str, Tensor]:
+        """Sums of squares of some weights' gradients, () float64 by name, of the backward passes
+        since the last call; what an optimiser need not read again.
+        """
+
+    def flattened(self, flat: FlatParameters) -> None:
+        """Says that weights, under names that begin with "encoder.", are in one buffer now."""
+
+    def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by transformers' names, given by those of `named_parameters`."""
+
+    def complete(self) -> AbstractContextManager[PreTrainedModel]:
+        """The transformers model, pooler and all, for saving."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Inside, weights are as after all steps, and forward passes change nothing."""
+
+    # The rest is of torch.nn.Module.
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]: ...
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
 
 def build_encoder(

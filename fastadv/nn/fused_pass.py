@@ -8,7 +8,7 @@ that tokens without a gradient leave nothing behind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +16,16 @@ from torch.autograd.function import once_differentiable
 
 from fastadv import backends
 from fastadv.nn.composed_pass import composed_forward
-from fastadv.nn.packed_weights import Tokens
+from fastadv.nn.packed_weights import PackedWeights, Tokens
 from fastadv.nn.pass_buffers import Saved, Stack
 from fastadv.ops.memory import empty
 from fastadv.weights.layouts import WeightLayouts
 
-if TYPE_CHECKING:
-    from fastadv.nn.packed_encoder import PackedBert
-
+# The operations of a pass, beside matrix products.
 KERNELS = ("embedding_layer_norm", "varlen_attention", "dropout_add_layer_norm", "bias_gelu")
 
 
-def packed_forward(encoder: PackedBert, tokens: Tokens) -> Tensor:
+def packed_forward(encoder: PackedWeights, tokens: Tokens) -> Tensor:
     """Last hidden states, (T, H) in the type of the weights.
 
     Runs `composed_forward` where an operation's backend is "torch".
@@ -50,7 +48,7 @@ ATTENTION, OUTPUT = 2, 3
 class _Pass:
     """What forward and backward share: weights, kernels, dropout rates and sites."""
 
-    def __init__(self, encoder: PackedBert, tokens: Tokens, chosen: dict[str, str]) -> None:
+    def __init__(self, encoder: PackedWeights, tokens: Tokens, chosen: dict[str, str]) -> None:
         self.encoder, self.tokens, self.kind = encoder, tokens, encoder.architecture
         self.chosen = chosen
         self.low, self.acc = encoder.dtype, encoder.embeddings.word.weight.dtype
@@ -76,7 +74,7 @@ class _Pass:
 
 class _Forward(_Pass):
     def __init__(
-        self, encoder: PackedBert, tokens: Tokens, chosen: dict[str, str], keeps: bool
+        self, encoder: PackedWeights, tokens: Tokens, chosen: dict[str, str], keeps: bool
     ) -> None:
         super().__init__(encoder, tokens, chosen)
         # Without a backward no token needs a gradient, and nothing stays.
@@ -159,7 +157,7 @@ class _Forward(_Pass):
 
 class _Backward(_Pass):
     def __init__(
-        self, encoder: PackedBert, tokens: Tokens, chosen: dict[str, str], saved: Saved
+        self, encoder: PackedWeights, tokens: Tokens, chosen: dict[str, str], saved: Saved
     ) -> None:
         super().__init__(encoder, tokens, chosen)
         self.saved = saved
@@ -258,7 +256,7 @@ class _Backward(_Pass):
         weight = self._new(name + ".weight", (grad.shape[1], x.shape[1]))
         squares = self.layouts.backward_weight(grad, x, weight, sums)
         if squares is not None:
-            self.encoder.squares[name + ".weight"] = squares
+            self.encoder.keep_squares(name + ".weight", squares)
 
     def _new(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name in self.flat:
@@ -325,7 +323,11 @@ class _PackedPass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, encoder: PackedBert, tokens: Tokens, chosen: dict[str, str], *parameters: Tensor
+        ctx: Any,
+        encoder: PackedWeights,
+        tokens: Tokens,
+        chosen: dict[str, str],
+        *parameters: Tensor,
     ) -> Tensor:
         run = _Forward(encoder, tokens, chosen, keeps=True)
         hidden = run.run()

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastadv.batches.packing import PackedBatch, TableRows, concat
-from fastadv.nn.architectures import architecture_of
-from fastadv.nn.fused_pass import packed_forward
+from fastadv.nn.architectures import Architecture, architecture_of
+from fastadv.nn.fused_pass import KERNELS, packed_forward
 from fastadv.nn.packed_weights import PackedEmbeddings, PackedLayer, Tokens
 from fastadv.ops.dtypes import acc_dtype
-from fastadv.optim.device_embedding import CapturableEmbedding
-from fastadv.optim.host_embedding import DeferredEmbedding
 from fastadv.weights.flat import FlatParameters
 from fastadv.weights.layouts import WeightLayouts
+from fastadv.weights.waiting_rows import WaitingRows
 
 
 class PackedBert(nn.Module):
@@ -40,10 +39,8 @@ class PackedBert(nn.Module):
 
     Attributes:
         operations: Those that it needs.
-        squares: Of the last backward passes since it was cleared, the sums of squares of some
-            weights' gradients, by name, () float64; what an optimiser need not read again.
         flat: Weights of one buffer, whose gradients are written to one too; None for none.
-        deferred: The word table's optimisers, which bring rows up to date before they are read;
+        waiting: The word table's optimisers, which bring rows up to date before they are read;
             None where the table always is.
         tied: Whether an output layer shares the word table, whose gradient then has every row.
 
@@ -51,13 +48,7 @@ class PackedBert(nn.Module):
         ValueError: `architectures.why_not`, or the model is more than an encoder.
     """
 
-    operations: ClassVar[tuple[str, ...]] = (
-        "embedding_layer_norm",
-        "linear",
-        "varlen_attention",
-        "dropout_add_layer_norm",
-        "bias_gelu",
-    )
+    operations: ClassVar[tuple[str, ...]] = (*KERNELS, "linear")
 
     def __init__(
         self,
@@ -66,17 +57,17 @@ class PackedBert(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.architecture = architecture_of(model.config)
+        self.architecture: Architecture = architecture_of(model.config)
         if model.base_model is not model:
             raise ValueError(
                 f"found a {type(model).__name__}, expected the encoder alone, its base_model"
             )
         self.dtype, self.backend = dtype, backend
         self.layouts = WeightLayouts(dtype, backend)
-        self.deferred: DeferredEmbedding | CapturableEmbedding | None = None
+        self.waiting: WaitingRows | None = None
         self.flat: FlatParameters | None = None
         self.tied = False
-        self.squares: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
         with torch.device("meta"):
             self.embeddings = PackedEmbeddings(self.architecture)
             self.layers: Any = nn.ModuleList(
@@ -119,11 +110,11 @@ class PackedBert(nn.Module):
                 f"{self.architecture.max_length}, as many as there are positions"
             )
         sparse = self.embeddings.word.sparse
-        rows = _rows(batch) if self.deferred is not None or sparse else None
-        if self.deferred is not None and rows is not None:
-            on_device = isinstance(self.deferred, CapturableEmbedding)
-            for read in (rows if leading is None else _rows(leading), rows)[leading is None :]:
-                self.deferred.catch_up(read.on(joint.input_ids.device) if on_device else read.ids)
+        rows = _rows(batch) if self.waiting is not None or sparse else None
+        if self.waiting is not None and rows is not None:
+            if leading is not None:
+                self.waiting.catch_up(_rows(leading))
+            self.waiting.catch_up(rows)
         tokens = Tokens(
             joint.input_ids,
             self._positions(joint),
@@ -154,15 +145,31 @@ class PackedBert(nn.Module):
                 self._lend()
                 yield self._lender[0]
         finally:
-            if self.deferred is not None:
+            if self.waiting is not None:
                 # The table that was lent may have been one made for reading.
                 self._lend()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Inside, the word table is up to date in whole, and forward passes change nothing."""
-        with nullcontext() if self.deferred is None else self.deferred.reading():
+        with nullcontext() if self.waiting is None else self.waiting.reading():
             yield
+
+    @property
+    def word_table(self) -> nn.Embedding:
+        """The word table; `sparse` says whether gradients hold the rows read alone."""
+        return self.embeddings.word
+
+    def keep_squares(self, name: str, squares: Tensor) -> None:
+        """Keeps the sum of squares of a weight's gradient until `take_squares`."""
+        self._squares[name] = squares
+
+    def take_squares(self) -> dict[str, Tensor]:
+        """Sums of squares of some weights' gradients, () float64 by name, of the backward passes
+        since the last call; what an optimiser need not read again.
+        """
+        taken, self._squares = self._squares, {}
+        return taken
 
     def _positions(self, batch: PackedBatch) -> Tensor:
         """(T,) rows of the position table."""
@@ -234,8 +241,8 @@ class PackedBert(nn.Module):
 
 def _flush(encoder: PackedBert, *_: Any) -> None:
     """A hook of the module's own, so that copies and pickles of it have theirs."""
-    if encoder.deferred is not None:
-        encoder.deferred.flush()
+    if encoder.waiting is not None:
+        encoder.waiting.flush()
 
 
 def _rows(batch: PackedBatch) -> TableRows:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import Parameter
 
 from fastadv.batches.packing import TableRows
 from fastadv.nn.architectures import Architecture
+from fastadv.weights.flat import FlatParameters
+from fastadv.weights.layouts import WeightLayouts
 
 
 class PackedEmbeddings(nn.Module):
@@ -34,6 +40,35 @@ class PackedLayer(nn.Module):
         self.intermediate = nn.Linear(width, inner)
         self.output = nn.Linear(inner, width)
         self.output_norm = nn.LayerNorm(width, kind.eps)
+
+
+class PackedWeights(Protocol):
+    """What a pass reads of an encoder.
+
+    Attributes:
+        architecture: Sizes, rates and what the architecture does its own way.
+        embeddings, layers: The weights; `layers` is a sequence of `PackedLayer`.
+        dtype: What matrix products read.
+        backend: Backend of the operations; None for the default.
+        layouts: The copies of weights that matrix products read.
+        flat: Weights of one buffer, whose gradients are written to one too; None for none.
+    """
+
+    architecture: Architecture
+    embeddings: PackedEmbeddings
+    layers: Any
+    dtype: torch.dtype
+    backend: str | None
+    layouts: WeightLayouts
+    flat: FlatParameters | None
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """As of `torch.nn.Module`."""
+
+    def keep_squares(self, name: str, squares: Tensor) -> None:
+        """Takes the sum of squares of a weight's gradient, () float64, from a backward pass."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastadv.batches.packing import PackedBatch
+from fastadv.nn.architectures import Architecture
+from fastadv.weights.flat import FlatParameters
+from fastadv.weights.layouts import WeightLayouts
+from fastadv.weights.waiting_rows import WaitingRows
 
 
 class PaddedEncoder(nn.Module):
@@ -21,8 +25,8 @@ class PaddedEncoder(nn.Module):
             paper does not use, is set aside: it is not run, not trained, and saved as it was.
         autocast: dtype of `torch.autocast` around the model; None runs it in its own dtype.
 
-    Attributes:
-        operations: Those of ours that it needs.
+    It keeps no copies of weights, reads the whole word table, and knows nothing of its gradients:
+    of what an `Encoder` may do beyond encoding, it does nothing.
     """
 
     operations: ClassVar[tuple[str, ...]] = ()
@@ -35,6 +39,11 @@ class PaddedEncoder(nn.Module):
             _set_pooler(model, None)
         self.model = model
         self.autocast = autocast
+        self.dtype = autocast or torch.float32
+        self.architecture: Architecture | None = None
+        self.layouts: WeightLayouts | None = None
+        self.waiting: WaitingRows | None = None
+        self.tied = False
 
     @property
     def config(self) -> Any:
@@ -44,6 +53,11 @@ class PaddedEncoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
+
+    @property
+    def word_table(self) -> None:
+        """None: transformers' own code reads it."""
+        return None
 
     @property
     def pad_id(self) -> int:
@@ -73,6 +87,17 @@ class PaddedEncoder(nn.Module):
     def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by transformers' names, given by those of `named_parameters`."""
         return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+    def take_squares(self) -> dict[str, Tensor]:
+        """None are known."""
+        return {}
+
+    def flattened(self, flat: FlatParameters) -> None:
+        """Nothing here depends on where weights lie."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Weights always are as after all steps."""
+        return nullcontext()
 
     @contextmanager
     def complete(self) -> Iterator[PreTrainedModel]:

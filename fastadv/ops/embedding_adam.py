@@ -369,7 +369,7 @@ def embedding_adam_apply(
     backends.kernels("embedding_adam", chosen).embedding_adam_apply(*args)
 
 
-def embedding_adam_make_up_ref(
+def embedding_adam_catch_up_on_device_ref(
     weight: Tensor,
     residual: Tensor | None,
     exp_avg: Tensor,
@@ -382,7 +382,7 @@ def embedding_adam_make_up_ref(
     powers: Tensor,
     rates: Tensor,
 ) -> None:
-    """What `embedding_adam_make_up` does: every step by itself."""
+    """What `embedding_adam_catch_up_on_device` does: every step by itself."""
     step, first = int(counter), int(base)
     starts = row_steps[rows.clamp(min=0)].long()
     late = (rows >= 0) & (starts >= 0) & (starts < step)
@@ -405,7 +405,7 @@ def embedding_adam_make_up_ref(
     row_steps[rows] = step
 
 
-def embedding_adam_make_up(
+def embedding_adam_catch_up_on_device(
     weight: Tensor,
     residual: Tensor | None,
     exp_avg: Tensor,
@@ -430,6 +430,6 @@ def embedding_adam_make_up(
     chosen = resolve_on_device(weight, backend)
     if chosen == "torch":
         with torch.no_grad():
-            embedding_adam_make_up_ref(*args)
+            embedding_adam_catch_up_on_device_ref(*args)
         return
     backends.kernels("embedding_adam", chosen).embedding_adam_catch_up(*args, True)

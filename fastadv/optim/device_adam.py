@@ -1,10 +1,9 @@
-"""`GradientAdam` for a GPU: one kernel over flat parameters, and no wait of the host."""
+"""Adam for a GPU: one kernel over flat parameters, and no wait of the host."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,24 +11,30 @@ from torch.nn.parameter import Parameter
 
 from fastadv.config import NonFinite
 from fastadv.ops.adam import adam_apply, adam_begin, gradient_norm, rates_of
-from fastadv.optim.device_embedding import CapturableEmbedding
-from fastadv.optim.host_adam import GradientAdam, not_finite
+from fastadv.optim.adam import GradientAdam, State, not_finite
+from fastadv.optim.device_embedding import DeviceEmbedding
 from fastadv.optim.loss_scaling import LEAST_SCALE, LossScaler
 from fastadv.weights.flat import FlatParameters, span
 from fastadv.weights.layouts import WeightLayouts
 
 
-class CapturableAdam(GradientAdam):
-    """Adam over flat parameters and, it may be, a deferred table.
+class DeviceAdam(GradientAdam):
+    """`GradientAdam` over flat parameters and, it may be, a deferred table, in steps that a CUDA
+    graph may hold.
 
-    As `GradientAdam`, except that whether a step is done is decided on the device. Where a gradient
-    is not finite and that is to stop the run, this and all later steps are left out, and `check`
-    raises. Every parameter has a gradient in every step.
+    Whether a step is done is decided on the device. Where a gradient is not finite and that is to
+    stop the run, this and all later steps are left out, and `check` raises. Every parameter has a
+    gradient in every step.
 
     Args:
         flats: The parameters.
         table: (name, parameter) of the table of `deferred`, or None.
-        Others as of `GradientAdam`; `backend` that of "adam".
+        lr: Learning rate.
+        betas, eps, weight_decay, max_grad_norm, nonfinite: As for `GradientAdam`.
+        layouts: Copies of weights that the matrix products read, to be kept in step with them.
+        deferred: The table whose untouched rows wait.
+        loss_scaling: Whether the loss is scaled.
+        backend: Backend of "adam"; None for the default.
 
     Raises:
         ValueError: A table is deferred and there is weight decay.
@@ -47,34 +52,30 @@ class CapturableAdam(GradientAdam):
         *,
         nonfinite: NonFinite = "stop",
         layouts: WeightLayouts | None = None,
-        deferred: CapturableEmbedding | None = None,
+        deferred: DeviceEmbedding | None = None,
         loss_scaling: bool = False,
         backend: str | None = None,
     ) -> None:
         first = [] if table is None else [table]
         named = [(n, p) for flat in flats for n, p in zip(flat.names, flat.parameters, strict=True)]
         device = (first + named)[0][1].device
-        self._rates = rates_of(lr, *betas, eps, weight_decay, max_grad_norm).to(device)
         super().__init__(
-            first + named, lr, betas, eps, weight_decay, max_grad_norm, nonfinite=nonfinite,
-            layouts=layouts, backend=backend,
+            first + named, betas=betas, eps=eps, weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm, nonfinite=nonfinite,
+            scaler=LossScaler(loss_scaling, device), deferred=deferred if first else None,
         )  # fmt: skip
-        self._flats = list(flats)
-        self.scaler = LossScaler(loss_scaling, device)
+        self._flats, self._layouts, self._backend = list(flats), layouts, backend
+        self._lr = lr
+        self._rates = rates_of(lr, *betas, eps, weight_decay, max_grad_norm).to(device)
         clocks = len(first) + len(self._flats)
         self._counters = torch.zeros(clocks, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(clocks, 10, dtype=torch.float64, device=device)
         self._flags = torch.zeros(3, dtype=torch.int64, device=device)
         self._buffers = [(torch.zeros_like(f.weight), torch.zeros_like(f.weight)) for f in flats]
-        self._embedding: CapturableEmbedding | None = None
+        self._embedding: DeviceEmbedding | None = None
         if table is not None:
-            assert deferred is not None
-            if weight_decay:
-                raise ValueError(
-                    f"weight_decay is {weight_decay} with a deferred table, expected 0: decay "
-                    "moves rows by what they are"
-                )
-            self._table, self._embedding = 0, deferred
+            assert self._deferred is not None and deferred is not None
+            self._embedding = deferred
             self._owner = deferred.add_owner(self._rates, self._counters[:1], self._numbers[0])
 
     @property
@@ -95,9 +96,7 @@ class CapturableAdam(GradientAdam):
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        # The base class begins with 0, before there is anything on the device.
-        if hasattr(self, "_flags"):
-            self._flags[0] = count
+        self._flags[0] = count
 
     def reserve(self) -> None:
         """Before a step that may be one of a graph; not itself part of one."""
@@ -193,15 +192,10 @@ class CapturableAdam(GradientAdam):
         ]
         return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).norm()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As of `GradientAdam`; parameters that step together must have done equally many steps.
-
-        Raises:
-            ValueError: They have not.
-        """
+    def _rates_changed(self) -> None:
         if self._embedding is not None:
+            # What rows missed so far was with the old ones.
             self._embedding.flush()
-        super().load_state_dict(state)
         rates = rates_of(self.lr, *self.betas, self.eps, self.weight_decay, self.max_grad_norm)
         self._rates.copy_(rates)
         if self._embedding is not None:
@@ -223,19 +217,13 @@ class CapturableAdam(GradientAdam):
             i -= len(flat.parameters)
         raise IndexError(i)
 
-    def _state(self, i: int) -> tuple[int, Tensor, Tensor] | None:
-        if i == self._table and self._embedding is not None:
-            found = self._embedding.state(self._owner)
-            return found if found[0] else None
+    def _own_state(self, i: int) -> State | None:
         number, place = self._flat_of(i)
         step = int(self._counters[len(self._counters) - len(self._flats) + number])
         m, v = (self._flats[number].views(x)[place] for x in self._buffers[number])
         return (step, m, v) if step else None
 
-    def _set_state(self, i: int, step: int, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-        if i == self._table and self._embedding is not None:
-            self._embedding.set_state(self._owner, step, exp_avg, exp_avg_sq)
-            return
+    def _set_own_state(self, i: int, step: int, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
         number, place = self._flat_of(i)
         if self._loaded.setdefault(number, step) != step:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""`DeferredEmbedding` for a GPU: how far each row is behind is known on the device alone.
+"""`HostEmbedding` for a GPU: how far each row is behind is known on the device alone.
 
 Nothing here waits for the device, and all but what is said to run between steps may be part of a
 CUDA graph: counts and rates are read where the kernels run.
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from fastadv.ops.embedding_adam import embedding_adam_apply, embedding_adam_make_up, powers_of
+from fastadv.batches.packing import TableRows
+from fastadv.ops.embedding_adam import (
+    embedding_adam_apply,
+    embedding_adam_catch_up_on_device,
+    powers_of,
+)
 
 UNTOUCHED = -1
 # Steps whose rates are kept; then every row is brought up to date, and keeping begins anew.
@@ -45,7 +50,7 @@ class _Owner:
     begun: int = 0
 
 
-class CapturableEmbedding:
+class DeviceEmbedding:
     """A table (V, H), the moments that each optimiser keeps of it, and how far each row is behind.
 
     Args:
@@ -103,17 +108,20 @@ class CapturableEmbedding:
             self.flush()
         self._owners[number].begun += 1
 
-    def catch_up(self, rows: Tensor) -> None:
-        """Makes up what `rows` (U,) int64, each once, -1 for none, have missed.
-
-        It is called before rows are read, and does nothing to rows that are up to date.
+    def catch_up(self, rows: TableRows) -> None:
+        """Does the steps that these rows missed. It is called before rows are read, and does
+        nothing to rows that are up to date.
         """
+        self._catch_up(rows.on(self.table.device))
+
+    def _catch_up(self, rows: Tensor) -> None:
+        """The same of rows (U,) int64, each once, -1 for none."""
         if self._reading or len(rows) == 0:
             return
         rows = rows.to(self.table.device)
         table = self.table.detach()
         for owner in self._owners:
-            self._make_up(owner, table, self.residual, owner.exp_avg, owner.exp_avg_sq,
+            self._do_missed(owner, table, self.residual, owner.exp_avg, owner.exp_avg_sq,
                           owner.row_steps, rows)  # fmt: skip
         self._fresh.append(rows)
 
@@ -136,18 +144,18 @@ class CapturableEmbedding:
                         x[part].clone() for x in (owner.exp_avg, owner.exp_avg_sq, owner.row_steps)
                     )
                     count = torch.arange(len(m), device=own.device)
-                    self._make_up(owner, whole[part], residual, m, v, row_steps, count)
+                    self._do_missed(owner, whole[part], residual, m, v, row_steps, count)
         self.table.data, self._reading = whole, True
         try:
             yield
         finally:
             self.table.data, self._reading = own, False
 
-    def _make_up(
+    def _do_missed(
         self, owner: _Owner, table: Tensor, residual: Tensor | None, exp_avg: Tensor,
         exp_avg_sq: Tensor, row_steps: Tensor, rows: Tensor,
     ) -> None:  # fmt: skip
-        embedding_adam_make_up(
+        embedding_adam_catch_up_on_device(
             table, residual, exp_avg, exp_avg_sq, rows, row_steps, owner.counter, owner.base,
             owner.log, owner.powers, owner.rates, backend=self.backend,
         )  # fmt: skip
@@ -160,7 +168,7 @@ class CapturableEmbedding:
             raise RuntimeError("the table is being read, expected its next step afterwards")
         rows, _ = _rows_of(grad)
         if not any(rows.data_ptr() == x.data_ptr() and len(rows) == len(x) for x in self._fresh):
-            self.catch_up(rows)
+            self._catch_up(rows)
 
     def update(self, number: int, grad: Tensor) -> None:
         """One step of an optimiser, with the numbers that `adam_begin` gave it.
@@ -184,7 +192,7 @@ class CapturableEmbedding:
         """
         if self._reading:
             return
-        self.catch_up(torch.arange(len(self.table), device=self.table.device))
+        self._catch_up(torch.arange(len(self.table), device=self.table.device))
         self._fresh.clear()
         for owner in self._owners:
             owner.base.copy_(owner.counter)

@@ -2,7 +2,7 @@
 
 A batch reads a few thousand rows of a hundred thousand. A step of Adam still moves every row that
 ever had a gradient, by its momentum; without weight decay it does so whatever the weights are, so
-that the steps that a row misses, of all optimisers, can be made up at once before it is read again.
+that the steps that a row misses, of all optimisers, can be done at once before it is read again.
 Nothing is approximated: docs/adr/0008.
 """
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from fastadv.batches.packing import TableRows
 from fastadv.ops.embedding_adam import embedding_adam, embedding_adam_catch_up
 
 UNTOUCHED = -1
@@ -63,7 +64,7 @@ class _Growing:
         self._used = len(values)
 
 
-class DeferredEmbedding:
+class HostEmbedding:
     """A table (V, H), the moments that each optimiser keeps of it, and how far each row is behind.
 
     One counter a row serves all optimisers: it says after which step of any of them, counted from
@@ -90,17 +91,20 @@ class DeferredEmbedding:
         self._owners.append(_Owner(self.table.detach(), betas, eps))
         return len(self._owners) - 1
 
-    def catch_up(self, rows: Tensor) -> None:
-        """Makes up what `rows` (U,) int64, ascending, each once, on the CPU, have missed.
-
-        It is called before rows are read, and does nothing to rows that are up to date.
+    def catch_up(self, rows: TableRows) -> None:
+        """Does the steps that these rows missed. It is called before rows are read, and does
+        nothing to rows that are up to date.
         """
+        self._catch_up(rows.ids)
+
+    def _catch_up(self, rows: Tensor) -> None:
+        """The same of rows (U,) int64, ascending, each once, on the CPU."""
         rows = self._behind(rows)
         if len(rows) == 0 or self._reading:
             return
         places = rows.to(self.table.device)
         for number, owner in enumerate(self._owners):
-            self._make_up(
+            self._do_missed(
                 number, rows, self.table, self.residual, owner.exp_avg, owner.exp_avg_sq, places
             )
         self._events[rows.numpy()] = len(self._actors.values)
@@ -139,10 +143,10 @@ class DeferredEmbedding:
         for number, owner in enumerate(self._owners):
             moments = owner.exp_avg[places], owner.exp_avg_sq[places]
             count = torch.arange(len(rows), device=places.device)
-            self._make_up(number, rows, found, residual, *moments, count)
+            self._do_missed(number, rows, found, residual, *moments, count)
         return found
 
-    def _make_up(
+    def _do_missed(
         self, number: int, rows: Tensor, table: Tensor, residual: Tensor | None, exp_avg: Tensor,
         exp_avg_sq: Tensor, places: Tensor,
     ) -> None:  # fmt: skip
@@ -170,7 +174,7 @@ class DeferredEmbedding:
         if self._reading:
             raise RuntimeError("the table is being read, expected its next step afterwards")
         rows, values = rows_of(grad)
-        self.catch_up(rows)
+        self._catch_up(rows)
         owner = self._owners[number]
         embedding_adam(
             self.table, self.residual, owner.exp_avg, owner.exp_avg_sq, rows.to(values.device),
@@ -190,7 +194,7 @@ class DeferredEmbedding:
         if self._reading:
             return
         touched = np.flatnonzero(self._events != UNTOUCHED)
-        self.catch_up(torch.from_numpy(touched))
+        self._catch_up(torch.from_numpy(touched))
         self._events[touched] = 0
         self._actors.set(np.empty(0))
         for owner in self._owners:

@@ -21,7 +21,6 @@ from fastadv.pretraining.masking import MaskedBatch
 from fastadv.pretraining.model import MaskedLanguageModel
 from fastadv.pretraining.phases import PretrainingTrainer
 from fastadv.pretraining.positional_heads import set_positional_heads
-from fastadv.tasks.inference import reading
 from fastadv.training.trainer import StepLosses
 
 Batches = tuple[MaskedBatch, PackedBatch | None, PackedBatch | None]
@@ -123,7 +122,7 @@ class Pretrainer:
         """
         self.model.eval()
         found = {}
-        with reading(self.model):
+        with self.model.encoder.reading():
             for language in self.labels:
                 total = torch.zeros((), dtype=torch.float64, device=self.device)
                 count = 0

@@ -33,7 +33,6 @@ from fastadv.run.stopping import Stopped, StopRequest, stop_request
 from fastadv.run.weight_mean import WeightMean
 from fastadv.selection.step_choice import StepChoice
 from fastadv.tasks.evaluation_set import EvaluationSet
-from fastadv.tasks.inference import reading
 from fastadv.training.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ class Run:
             return
         step = self.trainer.step_count
         record: dict[str, Any] = {"kind": "eval", "step": step}
-        with reading(self.tuner.model):
+        with self.tuner.model.encoder.reading():
             if self.dev is not None:
                 record["dev"] = self.tuner.score(self.dev)
             record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from fastadv.batches.packing import PackedBatch, pack
 from fastadv.batches.sizes import similar_lengths
 from fastadv.batches.tokenization import TokenizedDataset, TokenSequence
 from fastadv.nn.encoder import Encoder
 from fastadv.nn.heads import AdversarialModel
-from fastadv.nn.packed_encoder import PackedBert
 from fastadv.ops.masked_mean_pool import masked_mean_pool
 
 Floats = NDArray[np.float32]
+
+
+class Module(Protocol):
+    """What has a mode, as of `torch.nn.Module`."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
 
 
 def document_probabilities(
@@ -26,7 +34,7 @@ def document_probabilities(
 ) -> Floats:
     """p(Y | x) of every document, (N, K) float32, in the order of the data set."""
     result = np.empty((len(dataset), model.task_head.out_features), np.float32)
-    for indices, batch in _batches(model, dataset, batch_size):
+    for indices, batch in _batches(model, model.encoder, dataset, batch_size):
         result[indices] = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
     return result
 
@@ -47,10 +55,10 @@ def word_probabilities(
         (i, window) for i in range(len(dataset)) for window in dataset[i]
     ]
     lengths = np.array([len(window.input_ids) for _, window in windows], np.int64)
-    with evaluating(model):
+    with evaluating(model, model.encoder):
         for places in similar_lengths(lengths, batch_size):
             chosen = [windows[int(k)] for k in places]
-            batch = pack([[window] for _, window in chosen]).to(_device(model))
+            batch = pack([[window] for _, window in chosen]).to(_device(model.encoder))
             starts = batch.cu_seqlens.tolist()
             probabilities = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
             for (sentence, window), first in zip(chosen, starts, strict=False):
@@ -67,42 +75,34 @@ def embeddings(
 ) -> Floats:
     """h̄_θ(x) of every text, (N, H) float32: the mean over its word pieces, specials included."""
     result = np.empty((len(dataset), encoder.hidden_size), np.float32)
-    for indices, batch in _batches(encoder, dataset, batch_size):
+    for indices, batch in _batches(encoder, encoder, dataset, batch_size):
         pooled = masked_mean_pool(encoder(batch), batch.cu_seqlens, backend=backend)
         result[indices] = pooled.float().cpu().numpy()
     return result
 
 
 def _batches(
-    model: nn.Module, dataset: TokenizedDataset, batch_size: int
+    model: Module, encoder: Encoder, dataset: TokenizedDataset, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
     """Batches of similar length, longest first, with the places of their examples."""
-    with evaluating(model):
+    with evaluating(model, encoder):
         for indices in similar_lengths(dataset.lengths, batch_size):
-            yield indices, pack([dataset[int(i)] for i in indices]).to(_device(model))
+            yield indices, pack([dataset[int(i)] for i in indices]).to(_device(encoder))
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; the model's mode as it was afterwards."""
+def evaluating(model: Module, encoder: Encoder) -> Iterator[None]:
+    """Dropout off and no gradients inside, weights as after all steps; the mode of the model, of
+    which the encoder is all or a part, as it was afterwards.
+    """
     training = model.training
     model.eval()
     try:
-        with reading(model), torch.inference_mode():
+        with encoder.reading(), torch.inference_mode():
             yield
     finally:
         model.train(training)
 
 
-@contextmanager
-def reading(model: nn.Module) -> Iterator[None]:
-    """Weights are as after all steps inside, and training goes on as if nobody had looked."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, PackedBert):
-                stack.enter_context(module.reading())
-        yield
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _device(encoder: Encoder) -> torch.device:
+    return next(encoder.parameters()).device

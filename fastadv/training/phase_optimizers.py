@@ -14,11 +14,11 @@ from fastadv import backends
 from fastadv.config import ResolvedConfig
 from fastadv.nn.encoder import Encoder
 from fastadv.nn.heads import AdversarialModel
-from fastadv.nn.packed_encoder import PackedBert
-from fastadv.optim.device_adam import CapturableAdam
-from fastadv.optim.device_embedding import CapturableEmbedding
-from fastadv.optim.host_adam import GradientAdam
-from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.optim.adam import DeferredTable, GradientAdam
+from fastadv.optim.device_adam import DeviceAdam
+from fastadv.optim.device_embedding import DeviceEmbedding
+from fastadv.optim.host_adam import HostAdam
+from fastadv.optim.host_embedding import HostEmbedding
 from fastadv.weights.flat import FlatParameters
 from fastadv.weights.residuals import Residuals
 
@@ -26,7 +26,7 @@ from fastadv.weights.residuals import Residuals
 _FROZEN, _TIED = "it is frozen", "an output layer shares it"
 
 Named = tuple[str, Parameter]
-Deferred = DeferredEmbedding | CapturableEmbedding | None
+Deferred = DeferredTable | None
 
 
 class Optimizers(NamedTuple):
@@ -71,7 +71,7 @@ def build_optimizers(
             "weight_decay": config.weight_decay,
             "max_grad_norm": config.max_grad_norm,
             "nonfinite": config.nonfinite_gradients,
-            "layouts": encoder.layouts if isinstance(encoder, PackedBert) else None,
+            "layouts": encoder.layouts,
             "deferred": deferred,
             # D's gradient never is of 16 bits.
             "loss_scaling": config.precision == "fp16" and phase != "discriminator",
@@ -80,10 +80,10 @@ def build_optimizers(
         if capturable:
             table = _table(parts["encoder"], deferred) if "encoder" in names else None
             own = [flats[name] for name in names if name in flats]
-            found[phase] = CapturableAdam(own, table, **common)
+            found[phase] = DeviceAdam(own, table, **common)
         else:
             named = [pair for name in names for pair in parts[name]]
-            found[phase] = GradientAdam(named, residuals=residuals, **common)
+            found[phase] = HostAdam(named, residuals=residuals, **common)
     return Optimizers(found, residuals, deferred)
 
 
@@ -91,15 +91,16 @@ def _defer(
     model: AdversarialModel, config: ResolvedConfig, residuals: Residuals, capturable: bool
 ) -> Deferred:
     encoder = model.encoder
-    reason = why_dense(encoder, config)
-    if reason is not None or not isinstance(encoder, PackedBert):
+    reason, word_table = why_dense(encoder, config), encoder.word_table
+    if reason is not None or word_table is None:
         _say_dense(reason or "")
         return None
-    encoder.embeddings.word.sparse = True
-    table: Any = encoder.embeddings.word.weight
-    kind = CapturableEmbedding if capturable else DeferredEmbedding
-    encoder.deferred = kind(table, residuals.of(table), config.backend)
-    return encoder.deferred
+    word_table.sparse = True
+    table: Any = word_table.weight
+    kind = DeviceEmbedding if capturable else HostEmbedding
+    deferred = kind(table, residuals.of(table), config.backend)
+    encoder.waiting = deferred
+    return deferred
 
 
 def _table(named: Sequence[Named], deferred: Deferred) -> Named | None:
@@ -114,7 +115,6 @@ def _flatten(
 ) -> dict[str, FlatParameters]:
     """Every part of the model in one tensor, but for the table whose rows wait."""
     encoder = model.encoder
-    assert isinstance(encoder, PackedBert)
     low = encoder.dtype if encoder.dtype in (torch.bfloat16, torch.float16) else None
     found: dict[str, FlatParameters] = {}
     for part, named in parts.items():
@@ -133,7 +133,7 @@ def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str |
     device = next(model.parameters()).device
     if device.type != "cuda":
         return "there is no GPU"
-    if not isinstance(encoder, PackedBert):
+    if encoder.architecture is None:
         return "the encoder runs padded"
     for operation in (*encoder.operations, "adam", "embedding_adam"):
         if operation not in backends.PRODUCTS:
@@ -145,9 +145,9 @@ def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str |
 
 def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
     """Why the word table's untouched rows cannot wait for their updates; None if they can."""
-    if not isinstance(encoder, PackedBert):
+    if encoder.word_table is None:
         return "the encoder runs padded"
-    if not encoder.embeddings.word.weight.requires_grad:
+    if not encoder.word_table.weight.requires_grad:
         return _FROZEN
     if encoder.tied:
         return _TIED

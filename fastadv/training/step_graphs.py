@@ -18,8 +18,6 @@ from torch import Tensor
 
 from fastadv.batches.buckets import Bucket, bucket_of, fill
 from fastadv.batches.packing import PackedBatch
-from fastadv.nn.packed_encoder import PackedBert
-from fastadv.optim.device_adam import CapturableAdam
 from fastadv.training.trainer import StepLosses, Trainer
 
 # A size is captured when it comes up for the third time: before, its kernels are compiled, and
@@ -116,8 +114,10 @@ class StepGraphs:
         self, trainer: Trainer, capture: Capture | None = None, after: int = CAPTURE_AFTER
     ) -> None:
         encoder = trainer.model.encoder
-        assert isinstance(encoder, PackedBert) and trainer.capturable
-        self.trainer, self._encoder, self._after = trainer, encoder, after
+        assert trainer.capturable
+        assert encoder.architecture is not None and encoder.layouts is not None
+        self._kind, self._layouts = encoder.architecture, encoder.layouts
+        self.trainer, self._after = trainer, after
         self._device = next(trainer.model.parameters()).device
         if capture is None and self._device.type == "cuda":
             capture = CudaCapture()
@@ -141,7 +141,7 @@ class StepGraphs:
         return HostStep(self._host("task", step, labeled), languages)
 
     def _host(self, encoder_pass: str, step: int, *batches: PackedBatch) -> HostBatches:
-        kind = self._encoder.architecture
+        kind = self._kind
         buckets = [bucket_of(batch, kind.max_length) for batch in batches]
         if len(buckets) == 2:
             # One size for both: as many graphs as sizes, and not as pairs of sizes.
@@ -168,7 +168,7 @@ class StepGraphs:
         trainer.reserve()
         self._check_addresses()
         # Weights that somebody else changed since: graphs read copies of them.
-        self._encoder.layouts.refresh()
+        self._layouts.refresh()
         task = self._run(prepared.task, self._task_part)
         losses = StepLosses(task[0])
         if prepared.languages is not None:
@@ -183,12 +183,11 @@ class StepGraphs:
         """
         self.trainer.model.train()
         self._check_addresses()
-        self._encoder.layouts.refresh()
+        self._layouts.refresh()
         parts = ((prepared.task, self._task_part), (prepared.languages, self._language_part))
         with ExitStack() as stack:
             for optimizer in self.trainer.optimizers.values():
-                if isinstance(optimizer, CapturableAdam):
-                    stack.enter_context(optimizer.paused())
+                stack.enter_context(optimizer.paused())
             for batches, part in parts:
                 if batches is not None and self._capture is not None:
                     slot = self._slot(batches)

@@ -17,9 +17,7 @@ from torch import Tensor
 from fastadv.batches.packing import PackedBatch
 from fastadv.config import ResolvedConfig
 from fastadv.nn.heads import AdversarialModel
-from fastadv.nn.packed_encoder import PackedBert
 from fastadv.ops import discriminator_loss, generator_loss
-from fastadv.optim.device_adam import CapturableAdam
 from fastadv.training.phase_optimizers import build_optimizers, why_not_capturable
 
 Gradients = tuple[Tensor | None, ...]
@@ -111,16 +109,14 @@ class Trainer:
     def reserve(self) -> None:
         """Before every step, whether it runs or a graph of it is replayed."""
         for optimizer in self.optimizers.values():
-            if isinstance(optimizer, CapturableAdam):
-                optimizer.reserve()
+            optimizer.reserve()
 
     def check(self) -> None:
         """Raises FloatingPointError where an update of an earlier step could not be done, which a
         GPU tells only who asks; the host waits for it.
         """
         for optimizer in self.optimizers.values():
-            if isinstance(optimizer, CapturableAdam):
-                optimizer.check()
+            optimizer.check()
 
     @property
     def skipped(self) -> int:
@@ -201,13 +197,14 @@ class Trainer:
         return loss.detach(), self._gradients(loss, "generator")
 
     def squares(self) -> dict[str, Tensor]:
-        """Sums of squares of those of the last gradients that the encoder's pass knows, by name."""
-        squares = getattr(self.model.encoder, "squares", {})
-        return {f"encoder.{name}": x for name, x in squares.items()}
+        """Sums of squares of those of the last gradients that the encoder's pass knows, by name;
+        they can be had once.
+        """
+        return {f"encoder.{name}": x for name, x in self.model.encoder.take_squares().items()}
 
     def _gradients(self, loss: Tensor, phase: str) -> Gradients:
-        if isinstance(self.model.encoder, PackedBert):
-            self.model.encoder.squares.clear()
+        # Those of a phase that nobody asked for.
+        self.model.encoder.take_squares()
         optimizer = self.optimizers[phase]
         # Unused parameters (a token-type row never read is used; a whole unused table is not) get
         # None, and Adam passes over them as it does over a missing `.grad`.

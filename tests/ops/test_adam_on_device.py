@@ -16,7 +16,7 @@ from fastadv.ops.adam import adam_apply, adam_begin, rates_of
 from fastadv.ops.embedding_adam import (
     NEGLIGIBLE,
     embedding_adam_apply,
-    embedding_adam_make_up,
+    embedding_adam_catch_up_on_device,
     powers_of,
 )
 
@@ -215,7 +215,7 @@ def test_missed_steps(case: str, backend: str, dtype: torch.dtype, device: str) 
         row_steps[rows] = starts.to(device=weight.device, dtype=torch.int32)
         everything = torch.arange(len(weight), device=weight.device)
         asked = torch.cat([everything, everything.new_full((3,), -1)])
-        embedding_adam_make_up(
+        embedding_adam_catch_up_on_device(
             weight, residual, m, v, asked, row_steps,
             *(x.to(weight.device) for x in (
                 torch.tensor([step]), torch.tensor([base]), log, powers_of(beta1, beta2),

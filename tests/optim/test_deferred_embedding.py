@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from fastadv.optim.host_adam import GradientAdam
-from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.batches.packing import TableRows
+from fastadv.optim.host_adam import HostAdam
+from fastadv.optim.host_embedding import HostEmbedding
 from fastadv.weights.residuals import Residuals
 
 WIDTH = 5
@@ -83,7 +84,7 @@ def dense(plan: Plan) -> Tensor:
 
 def deferred(
     plan: Plan, backend: str, dtype: torch.dtype, reads: bool = False
-) -> tuple[Tensor, DeferredEmbedding]:
+) -> tuple[Tensor, HostEmbedding]:
     """What `dense` gives, with rows made up when they are read; with `reads` now and then more."""
     table = Parameter(plan.start().to(dtype))
     residual = Residuals().of(table)
@@ -91,12 +92,12 @@ def deferred(
         # The whole start, as far as it can be kept.
         residual.copy_(plan.start() - table.detach().double())
     start = total(table, residual)
-    deferral = DeferredEmbedding(table, residual, backend)
+    deferral = HostEmbedding(table, residual, backend)
     owners = [deferral.add_owner(plan.betas, plan.eps) for _ in range(2)]
     for number, (owner, rows, values, lr) in enumerate(plan.events()):
         deferral.update(owners[owner], sparse(rows, values.to(dtype), table), lr)
         if reads and number % 5 == 0:
-            deferral.catch_up(torch.arange(number % 3, plan.rows, 3))
+            deferral.catch_up(TableRows.of(torch.arange(number % 3, plan.rows, 3)))
         if reads and number % 50 == 49:
             deferral.flush()
     deferral.flush()
@@ -151,7 +152,7 @@ def test_equals_dense_in_float32(name: str, backend: str) -> None:
 def test_a_row_that_waits_for_ten_thousand_steps() -> None:
     """Rows read at steps 1 and 10,000, at 10,000 for the first time, and in every step."""
     table, theirs = (Parameter(torch.full((3, 2), 0.9, dtype=torch.float64)) for _ in range(2))
-    deferral = DeferredEmbedding(table, None, "native")
+    deferral = HostEmbedding(table, None, "native")
     owner = deferral.add_owner((0.9, 0.999), 1e-8)
     adam = torch.optim.Adam([theirs], lr=2e-6)
     for step in range(1, 10_001):
@@ -176,7 +177,7 @@ def test_reading_shows_all_steps_and_changes_nothing(backend: str) -> None:
     residual = Residuals().of(table)
     assert residual is not None
     residual.copy_(plan.start() - table.detach().double())
-    waiting = DeferredEmbedding(table, residual, backend)
+    waiting = HostEmbedding(table, residual, backend)
     owners = [waiting.add_owner(plan.betas, plan.eps) for _ in range(2)]
     for owner, rows, values, lr in plan.events():
         waiting.update(owners[owner], sparse(rows, values.float(), table), lr)
@@ -185,7 +186,7 @@ def test_reading_shows_all_steps_and_changes_nothing(backend: str) -> None:
     assert not torch.equal(stale, whole.table)
     with waiting.reading(), waiting.reading():
         assert torch.equal(table, whole.table)
-        waiting.catch_up(torch.arange(len(table)))
+        waiting.catch_up(TableRows.of(torch.arange(len(table))))
         waiting.flush()
         assert torch.equal(table, whole.table)
         with pytest.raises(RuntimeError, match="the table is being read"):
@@ -208,16 +209,16 @@ def test_state_goes_on_where_it_was() -> None:
     """Rows that are behind are saved as they are, and nothing differs by a bit afterwards."""
     events = list(PLANS["everything"].events())
 
-    def fresh() -> tuple[DeferredEmbedding, Tensor]:
+    def fresh() -> tuple[HostEmbedding, Tensor]:
         table = Parameter(PLANS["everything"].start().float())
         residual = Residuals().of(table)
         assert residual is not None
-        deferral = DeferredEmbedding(table, residual, "native")
+        deferral = HostEmbedding(table, residual, "native")
         for _ in range(2):
             deferral.add_owner((0.8, 0.99), 1e-8)
         return deferral, residual
 
-    def run(deferral: DeferredEmbedding, part: list) -> None:
+    def run(deferral: HostEmbedding, part: list) -> None:
         for owner, rows, values, lr in part:
             deferral.update(owner, sparse(rows, values.float(), deferral.table), lr)
 
@@ -249,7 +250,7 @@ def test_changed_betas_hold_from_the_next_step_on() -> None:
     """What rows missed before is made up with the betas of that time."""
     plan = PLANS["plain"]
     table, theirs = Parameter(plan.start()), Parameter(plan.start())
-    deferral = DeferredEmbedding(table, None, "native")
+    deferral = HostEmbedding(table, None, "native")
     owner = deferral.add_owner(plan.betas, plan.eps)
     adam = torch.optim.Adam([theirs], betas=plan.betas, eps=plan.eps)
     for number, (_, rows, values, lr) in enumerate(plan.events()):
@@ -268,7 +269,7 @@ def test_changed_betas_hold_from_the_next_step_on() -> None:
 def test_a_dense_gradient_counts_for_every_row() -> None:
     start = PLANS["plain"].start()
     table, theirs = Parameter(start.clone()), Parameter(start.clone())
-    deferral = DeferredEmbedding(table, None, "native")
+    deferral = HostEmbedding(table, None, "native")
     owner = deferral.add_owner((0.9, 0.999), 1e-8)
     adam = torch.optim.Adam([theirs], lr=1e-2)
     for step in range(4):
@@ -281,9 +282,9 @@ def test_a_dense_gradient_counts_for_every_row() -> None:
 
 def test_weight_decay_is_refused() -> None:
     table = Parameter(torch.ones(2, 2))
-    deferral = DeferredEmbedding(table, Residuals().of(table), "native")
+    deferral = HostEmbedding(table, Residuals().of(table), "native")
     with pytest.raises(ValueError, match=r"weight_decay is 0\.1 with a deferred table"):
-        GradientAdam([("table", table)], lr=1.0, weight_decay=0.1, deferred=deferral)
+        HostAdam([("table", table)], lr=1.0, weight_decay=0.1, deferred=deferral)
 
 
 def test_steps_count_the_tables_version_and_making_up_does_not() -> None:
@@ -292,7 +293,7 @@ def test_steps_count_the_tables_version_and_making_up_does_not() -> None:
     """
     plan = PLANS["plain"]
     table = Parameter(plan.start())
-    deferral = DeferredEmbedding(table, None, "native")
+    deferral = HostEmbedding(table, None, "native")
     owner = deferral.add_owner(plan.betas, plan.eps)
     for expected in (1, 2):
         before = table._version
@@ -301,5 +302,5 @@ def test_steps_count_the_tables_version_and_making_up_does_not() -> None:
         )
         assert table._version > before
     version, stale = table._version, table.detach().clone()
-    deferral.catch_up(torch.tensor([1]))
+    deferral.catch_up(TableRows.of(torch.tensor([1])))
     assert table._version == version and not torch.equal(table, stale)

@@ -10,7 +10,7 @@ import torch
 from tuners import assert_close, batches, spoil, tuner_of, weights
 
 from fastadv import AdversarialFinetuner
-from fastadv.optim.device_adam import CapturableAdam
+from fastadv.optim.device_adam import DeviceAdam
 from fastadv.run.state import restore, state_of
 
 # Gradients that differ by a rounding, over some steps of 1e-3; a step more or less is 1e-3.
@@ -130,7 +130,7 @@ def test_a_rate_changes_between_steps() -> None:
 
 def test_a_full_log_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are brought up to date before rates that they need are forgotten."""
-    monkeypatch.setattr("fastadv.optim.device_embedding.CapturableEmbedding.__init__.__defaults__",
+    monkeypatch.setattr("fastadv.optim.device_embedding.DeviceEmbedding.__init__.__defaults__",
                         (3,))  # fmt: skip
     assert_close(*both(8), **CLOSE)
 
@@ -167,13 +167,12 @@ def test_states_come_and_go_to_torch() -> None:
 
 def test_looking_changes_no_bit() -> None:
     """Evaluation between steps, which reads the whole table."""
-    from fastadv.tasks.inference import reading
 
     seen, plain = tuner_of(True), tuner_of(True)
     for number in range(4):
         seen.step(*batches(seen, number))
         plain.step(*batches(plain, number))
-        with reading(seen.model):
+        with seen.model.encoder.reading():
             seen.embed([text for text, _ in tiny.ENGLISH])
     mine, theirs = weights(seen), weights(plain)
     assert all(torch.equal(mine[n], theirs[n]) for n in mine)
@@ -202,7 +201,7 @@ def test_frozen_parts_stay() -> None:
 def test_only_on_a_gpu_by_default() -> None:
     tuner = tuner_of(False)
     assert not tuner.trainer.capturable
-    assert not any(isinstance(o, CapturableAdam) for o in tuner.trainer.optimizers.values())
+    assert not any(isinstance(o, DeviceAdam) for o in tuner.trainer.optimizers.values())
 
 
 def test_span_is_a_view_only_where_tensors_follow_each_other() -> None:

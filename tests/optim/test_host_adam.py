@@ -1,4 +1,4 @@
-"""`GradientAdam` against `torch.optim.Adam` in float64, and its state."""
+"""`HostAdam` against `torch.optim.Adam` in float64, and its state."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.parameter import Parameter
 
-from fastadv.optim.host_adam import GradientAdam
-from fastadv.optim.host_embedding import DeferredEmbedding
+from fastadv.optim.host_adam import HostAdam
+from fastadv.optim.host_embedding import HostEmbedding
 from fastadv.weights.residuals import Residuals
 
 
@@ -33,7 +33,7 @@ def gradients(step: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
 def test_equals_torch_adam(options: dict[str, float]) -> None:
     named, theirs = parameters(torch.float32), parameters(torch.float64)
     start = [p.detach().clone() for _, p in theirs]
-    ours = GradientAdam(named, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, **options)
+    ours = HostAdam(named, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, **options)
     decay = options.get("weight_decay", 0.0)
     oracle = torch.optim.AdamW(
         [p for _, p in theirs], lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=decay
@@ -53,7 +53,7 @@ def test_equals_torch_adam(options: dict[str, float]) -> None:
 
 def test_leaves_no_gradient_and_no_state_for_unused() -> None:
     named = parameters(torch.float32)
-    adam = GradientAdam(named, lr=1e-2)
+    adam = HostAdam(named, lr=1e-2)
     adam.step(gradients(0, torch.float32))
     assert all(p.grad is None for _, p in named)
     assert {n.rpartition(".")[0] for n in adam.state_tensors()} == {"a", "b"}
@@ -62,8 +62,8 @@ def test_leaves_no_gradient_and_no_state_for_unused() -> None:
 def test_state_moves_to_another_optimiser() -> None:
     one, two = parameters(torch.float32), parameters(torch.float32)
     low_one, low_two = Residuals(), Residuals()
-    first = GradientAdam(one, lr=1e-2, residuals=low_one)
-    second = GradientAdam(two, lr=1e-2, residuals=low_two)
+    first = HostAdam(one, lr=1e-2, residuals=low_one)
+    second = HostAdam(two, lr=1e-2, residuals=low_two)
     for step in range(3):
         first.step(gradients(step, torch.float32))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_state_moves_to_another_optimiser() -> None:
 
 
 def test_wrong_states_and_gradients_are_refused() -> None:
-    adam = GradientAdam(parameters(torch.float32), lr=1e-2)
+    adam = HostAdam(parameters(torch.float32), lr=1e-2)
     with pytest.raises(ValueError, match="found 1 gradients, expected one for each of 3"):
         adam.step([None])
     with pytest.raises(ValueError, match=r"z\.exp_avg belongs to no parameter"):
@@ -91,12 +91,12 @@ def test_wrong_states_and_gradients_are_refused() -> None:
 
 def adam_over(
     dtype: torch.dtype, deferred: bool = False, **options: Any
-) -> tuple[GradientAdam, list[Parameter], Residuals]:
+) -> tuple[HostAdam, list[Parameter], Residuals]:
     """Ours over `parameters`; with `deferred`, "a" is a table whose rows wait."""
     named, residuals = parameters(dtype), Residuals()
     table = named[0][1]
-    deferral = DeferredEmbedding(table, residuals.of(table), None) if deferred else None
-    adam = GradientAdam(named, lr=1e-2, residuals=residuals, deferred=deferral, **options)
+    deferral = HostEmbedding(table, residuals.of(table), None) if deferred else None
+    adam = HostAdam(named, lr=1e-2, residuals=residuals, deferred=deferral, **options)
     return adam, [p for _, p in named], residuals
 
 
@@ -131,10 +131,10 @@ def test_state_goes_to_torch_and_back(deferred: bool) -> None:
     for step in range(3, 6):
         feed(weights, draw(step, torch.float64))
         theirs.step()
-    again = GradientAdam(
+    again = HostAdam(
         zip(ours.names, weights, strict=True),
         lr=7.0,
-        deferred=DeferredEmbedding(weights[0], None, None) if deferred else None,
+        deferred=HostEmbedding(weights[0], None, None) if deferred else None,
     )
     again.load_state_dict(theirs.state_dict())
     assert again.lr == 1e-2
@@ -164,7 +164,7 @@ def test_states_of_other_adams_are_refused() -> None:
         table.load_state_dict(decoupled)
 
 
-def everything(adam: GradientAdam, weights: Sequence[Parameter], low: Residuals) -> list[Any]:
+def everything(adam: HostAdam, weights: Sequence[Parameter], low: Residuals) -> list[Any]:
     """All that a step may change."""
     found = [p.detach().clone() for p in weights]
     found += [r.clone() for p in weights if (r := low.of(p)) is not None]

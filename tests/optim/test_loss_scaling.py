@@ -9,7 +9,7 @@ import pytest
 import torch
 from tuners import assert_close, batches, spoil, tuner_of
 
-from fastadv.optim.host_adam import GradientAdam
+from fastadv.optim.host_adam import HostAdam
 from fastadv.optim.loss_scaling import FIRST_SCALE, GROWTH_INTERVAL, LossScaler
 
 
@@ -137,7 +137,7 @@ def test_auto_is_float16_on_old_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scale_and_clipping_by_hand() -> None:
     """A gradient of 3 and 4, scaled by 65536, is clipped to norm 1: (0.6, 0.8)."""
     parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer = GradientAdam([("w", parameter)], 0.1, max_grad_norm=1.0, loss_scaling=True)
+    optimizer = HostAdam([("w", parameter)], 0.1, max_grad_norm=1.0, loss_scaling=True)
     optimizer.step([torch.tensor([3.0, 4.0]) * 65536])
     moment = optimizer.state_dict()["state"][0]["exp_avg"]
     torch.testing.assert_close(moment, torch.tensor([0.06, 0.08]), rtol=1e-5, atol=0)
