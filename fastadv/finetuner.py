@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fastadv import backends
 from fastadv.batches.packing import PackedBatch, pack
-from fastadv.config import FinetuneConfig, ResolvedConfig, Task
+from fastadv.config import SCORE, FinetuneConfig, ResolvedConfig, Task
 from fastadv.data import Data, as_texts, iter_texts
 from fastadv.data.chunks import chunks
 from fastadv.device import autocast_dtype, resolve_precision
@@ -34,6 +34,7 @@ from fastadv.run.fit import Run
 from fastadv.run.observer import Observer
 from fastadv.run.state import restore, state_of
 from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
+from fastadv.selection.target_signals import TargetSignals
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.labels import checked_labels
 from fastadv.tasks.predictions import (
@@ -259,11 +260,25 @@ class AdversarialFinetuner:
             texts = {name: as_texts(data, self.task) for name, data in texts.items()}
         draws = self.preparation.draws(labeled, texts)
         texts.pop(self.config.source_language, None)
-        choice = StepChoice(self, texts, dev is not None)
+        signals, size = None, self.config.eval_batch_size
+        if self.config.selection != ENGLISH_DEV and texts:
+            signals = TargetSignals(self.preparation, self.task, texts, size)
+        choice = StepChoice(self.config.selection, SCORE[self.task], signals, dev is not None)
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
-        run = Run(self, draws, dev_set, tests, choice, folder, quiet, trackers, observer, export)
+        run = Run(
+            self,
+            draws,
+            choice,
+            dev=dev_set,
+            tests=tests,
+            output_dir=folder,
+            quiet=quiet,
+            trackers=trackers,
+            observer=observer,
+            export=export,
+        )
         return run.go(resume)
 
     def evaluate(self, data: Mapping[str, Data]) -> dict[str, dict[str, float]]:

@@ -3,114 +3,165 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-OPS = {"ops", "backends", "kernels", "_C"}
-TOP = {
-    "finetuner", "fit", "cli", "__main__", "demo", "run_state", "pretraining", "experiments",
-}  # fmt: skip
-LEARNING = {
-    *TOP, "trainer", "encoder", "padded_encoder", "composed_pass", "architectures", "heads",
-    "optim", "capturable_adam", "phase_optimizers", "step_graphs", "reference", "evaluate",
-    "checkpoint", "export", "loading", "embedder", "predictions",
-}  # fmt: skip
-
-# Module, or folder of modules -> modules of fastadv that nothing in it may import.
-FORBIDDEN = {
-    "ops": LEARNING | {"packing", "data", "tokenization", "sampling", "metrics", "config"},
-    "backends": LEARNING | {"ops", "packing", "data", "tokenization", "sampling", "metrics"},
-    "packing": LEARNING | OPS,
-    "data": LEARNING | OPS,
-    "tokenization": LEARNING | OPS,
-    "sampling": LEARNING | OPS,
-    "metrics": LEARNING | OPS,
-    "config": LEARNING | OPS,
-    "selection": LEARNING | OPS,
-    "weight_mean": LEARNING | OPS,
-    "target_predictions": TOP - {"finetuner"},
-    "step_choice": TOP - {"finetuner"},
-    "trackers": LEARNING | OPS,
-    "discriminator_health": LEARNING | OPS,
-    "loading": LEARNING | OPS,
-    "stopping": LEARNING | OPS,
-    "streaming": LEARNING | OPS,
-    "embedder": TOP | {"trainer", "heads", "optim"},
-    "plots": TOP | {"trainer", "encoder", "heads", "optim"},
-    "architectures": LEARNING | OPS,
-    "padded_encoder": LEARNING | OPS,
-    "composed_pass": LEARNING - {"encoder"},
-    "encoder": TOP | {"trainer", "evaluate"},
-    "heads": TOP | {"trainer", "evaluate"},
-    "optim": TOP | {"trainer", "evaluate", "encoder", "heads"},
-    "capturable_adam": TOP | {"trainer", "evaluate", "encoder", "heads"},
-    "phase_optimizers": TOP | {"trainer", "evaluate"},
-    "buckets": LEARNING | OPS,
-    "prefetch": LEARNING | OPS,
-    "loss_scaling": LEARNING | OPS,
-    "trainer": TOP,
-    "step_graphs": TOP,
-    "reference": TOP | OPS,
-    "finetuner": {"cli", "__main__", "demo", "experiments"},
-    "fit": {"cli", "__main__", "demo", "experiments"},
-    "experiments": {"cli", "__main__", "demo", "pretraining"},
+# Room (a folder or a file of fastadv/) -> rooms that its files may import, for types alone among
+# them. What is not said is forbidden, and a file without a room fails. A room may import itself,
+# the extension and fastadv.kernels.
+ALLOWED = {
+    "config": "",
+    "backends": "",
+    "reference": "",
+    "samples": "",
+    "data": "",
+    "device": "config",
+    "environment": "backends",
+    "ops": "backends",
+    "records": "config",
+    "batches": "data",
+    "weights": "backends batches",
+    "optim": "config backends ops batches weights",
+    "nn": "config backends ops batches weights",
+    "training": "config backends ops batches weights optim nn",
+    "tasks": "config data ops batches nn",
+    "model_io": "config nn",
+    "selection": "config nn tasks",
+    "embedder": "config data device batches nn tasks model_io",
+    "run": "config records batches nn training tasks selection model_io",
+    "finetuner": "config backends device data records batches nn training tasks selection model_io"
+    " embedder run",
+    "pretraining": "config device ops records batches weights nn training tasks model_io run",
+    "experiments": "config data samples environment records batches tasks selection run finetuner",
+    "cli": "config data environment records tasks model_io embedder run finetuner pretraining"
+    " experiments",
+    "__main__": "cli",
 }
 
 
-def imported(path: Path, package: str) -> set[str]:
-    """Dotted names of the modules that a file imports, functions' own imports among them."""
-    names: set[str] = set()
+def imported(path: Path) -> set[str]:
+    """Dotted names of what a file imports, functions' own imports among them."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return names
+            found |= {f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names}
+    return found
 
 
-def files(module: str) -> list[Path]:
-    folder = ROOT / "fastadv" / module
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+def imported_of_ours(path: Path) -> set[str]:
+    found = imported(path)
+    relative = {name for name in found if name.startswith(".")}
+    assert not relative, f"{path}: found the relative import {relative}, expected the whole name"
+    return {name for name in found if name.startswith("fastadv.")}
 
 
-def parts_of_fastadv(path: Path) -> set[str]:
-    package = ".".join(path.relative_to(ROOT).parent.parts)
-    names = [name.split(".") for name in imported(path, package)]
-    return {name[1] for name in names if name[0] == "fastadv" and len(name) > 1}
+def sources(root: Path = ROOT) -> dict[str, Path]:
+    """Every module of fastadv but the package itself, by dotted name."""
+    files = sorted((root / "fastadv").rglob("*.py"))
+    names = {".".join(p.relative_to(root).with_suffix("").parts): p for p in files}
+    return {n.removesuffix(".__init__"): p for n, p in names.items() if n != "fastadv.__init__"}
 
 
-@pytest.mark.parametrize("module", FORBIDDEN)
-def test_layers(module: str) -> None:
-    for path in files(module):
-        if not path.exists():
-            pytest.skip(f"there is no fastadv.{module}")
-        wrong = parts_of_fastadv(path) & (FORBIDDEN[module] - {module})
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def forbidden(modules: dict[str, Path]) -> list[str]:
+    """Imports that no row of the table allows, and files without a row."""
+    wrong = []
+    for module, path in modules.items():
+        room = room_of(module)
+        if room not in ALLOWED:
+            wrong.append(f"{module} has no room, expected one of {', '.join(ALLOWED)}")
+            continue
+        allowed = {room, *ALLOWED[room].split(), "kernels", "_C"}
+        found = imported_of_ours(path)
+        wrong += [f"{module} -> {name}" for name in found if room_of(name) not in allowed]
+    return sorted(wrong)
+
+
+def circle(modules: dict[str, Path]) -> list[str] | None:
+    """Modules that import one another in a circle; None if there is none."""
+    graph = {}
+    for module, path in modules.items():
+        found = {n for name in imported_of_ours(path) for n in (name, name.rpartition(".")[0])}
+        # What a folder's __init__ gathers is its own files'.
+        graph[module] = {
+            name
+            for name in found & modules.keys()
+            if name != module and modules[name].stem != "__init__"
+        }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def test_every_file_has_a_room_and_keeps_to_it() -> None:
+    assert forbidden(sources()) == []
+
+
+def test_every_room_is_there() -> None:
+    assert {room_of(module) for module in sources()} == set(ALLOWED)
+
+
+def test_the_table_goes_one_way() -> None:
+    TopologicalSorter({room: row.split() for room, row in ALLOWED.items()}).prepare()
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    assert circle(sources()) is None
+
+
+def test_few_files_lie_flat() -> None:
+    flat = [p for p in (ROOT / "fastadv").glob("*.py") if p.stem not in ("__init__", "__main__")]
+    assert len(flat) <= 10, flat
+
+
+def test_importing_the_rooms_imports_nothing() -> None:
+    """A folder's __init__ is a docstring, but where it gathers the names that users import."""
+    gathering = {"cli", "data", "ops", "samples", "selection"}
+    for module, path in sources().items():
+        if path.stem == "__init__" and room_of(module) not in gathering:
+            assert len(ast.parse(path.read_text()).body) == 1, path
 
 
 def test_kernels_know_nothing_of_the_library() -> None:
     for path in sorted((ROOT / "kernels").glob("*.py")):
-        outside = {name.split(".")[0] for name in imported(path, "kernels")}
-        assert "fastadv" not in outside, path
+        assert "fastadv" not in {name.split(".")[0] for name in imported(path)}, path
 
 
 @pytest.mark.parametrize("folder", ["fastadv", "kernels"])
 def test_library_imports_no_tests_or_benchmarks(folder: str) -> None:
     for path in sorted((ROOT / folder).rglob("*.py")):
-        package = ".".join(path.relative_to(ROOT).parent.parts)
-        outside = {name.split(".")[0] for name in imported(path, package)}
+        outside = {name.split(".")[0] for name in imported(path)}
         assert not outside & {"tests", "benchmarks", "conftest", "pytest"}, path
 
 
+def write(root: Path, **files: str) -> dict[str, Path]:
+    """The modules of a package made of these files, named by room__file."""
+    for name, text in files.items():
+        path = root / "fastadv" / (name.replace("__", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return sources(root)
+
+
 def test_the_check_bites(tmp_path: Path) -> None:
-    path = tmp_path / "wrong.py"
-    path.write_text("def f():\n    from ..ops import x\n    import fastadv.training.trainer\n")
-    found = imported(path, "fastadv.data")
-    assert {"fastadv.ops", "fastadv.ops.x", "fastadv.training.trainer"} <= found
+    up = "def f():\n    from fastadv.training.trainer import Trainer\n"
+    found = forbidden(write(tmp_path / "up", data__files=up, training__trainer=""))
+    assert found == ["fastadv.data.files -> fastadv.training.trainer.Trainer"]
+    found = forbidden(write(tmp_path / "new", attic__box=""))
+    assert found[0].startswith("fastadv.attic.box has no room")
+    types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fastadv.nn.a import A\n"
+    around = write(tmp_path / "around", nn__a="import fastadv.nn.b\n", nn__b=types)
+    assert set(circle(around) or ()) == {"fastadv.nn.a", "fastadv.nn.b"}
+    with pytest.raises(AssertionError, match="found the relative import"):
+        forbidden(write(tmp_path / "relative", nn__a="from .b import B\n"))

@@ -1,28 +1,23 @@
-"""What an experiment measures at every evaluation, and the mean of the weights so far."""
+"""What an experiment measures at every evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastadv.batches.tokenization import TokenizedDataset
 from fastadv.data import Document, Sentence
-from fastadv.run.weight_mean import WeightMean
+from fastadv.finetuner import AdversarialFinetuner
 from fastadv.selection import (
     discriminator_scores,
     probe_accuracy,
     soft_neighborhood_density,
 )
-from fastadv.selection.target_signals import TargetPredictions, signals_of, spread
+from fastadv.selection.target_signals import TargetSignals, signals_of, spread
 from fastadv.tasks.inference import embeddings
 from fastadv.tasks.metrics import median_cosine
-
-if TYPE_CHECKING:
-    from fastadv.finetuner import AdversarialFinetuner
 
 Records = Sequence[Document] | Sequence[Sentence]
 
@@ -46,7 +41,7 @@ class TargetTexts:
 
 
 class ExperimentObserver:
-    """Signals for criteria, the discriminator on held-out text, alignment, and a mean of weights.
+    """Signals for criteria, the discriminator on held-out text, and alignment.
 
     Args:
         tuner: Whose model is to be observed; texts are tokenised now, once.
@@ -60,26 +55,22 @@ class ExperimentObserver:
         source: Records,
         targets: Mapping[str, TargetTexts],
     ) -> None:
-        read = tuner.preparation.unlabeled
-        self._targets = targets
-        self._predictions = TargetPredictions(
-            tuner, {name: t.unlabeled for name, t in targets.items()}
-        )
+        read, size = tuner.preparation.unlabeled, tuner.config.eval_batch_size
+        self._tuner, self._targets = tuner, targets
+        unlabeled = {name: t.unlabeled for name, t in targets.items()}
+        self._predictions = TargetSignals(tuner.preparation, tuner.task, unlabeled, size)
         self._heldout = {name: read(t.heldout) for name, t in targets.items()}
         self._source = read(spread(source))
-        self.mean = WeightMean(tuner.config.steps)
 
-    def observe(self, tuner: AdversarialFinetuner, step: int) -> dict[str, dict[str, float]]:
+    def observe(self, step: int) -> dict[str, dict[str, float]]:
         """{language: {signal: value}}; see `fastadv.selection` for what the signals are."""
-        self.mean.add(tuner.model, step)
-        english = self._embed(tuner, self._source)
-        return {name: self._signals(tuner, name, english) for name in self._targets}
+        english = self._embed(self._source)
+        return {name: self._signals(name, english) for name in self._targets}
 
-    def _signals(
-        self, tuner: AdversarialFinetuner, name: str, english: NDArray[np.float32]
-    ) -> dict[str, float]:
-        probabilities = self._predictions.probabilities(tuner, name)
-        others = self._embed(tuner, self._heldout[name])
+    def _signals(self, name: str, english: NDArray[np.float32]) -> dict[str, float]:
+        tuner = self._tuner
+        probabilities = self._predictions.probabilities(tuner.model, name)
+        others = self._embed(self._heldout[name])
         signals = signals_of(probabilities) | {
             "neighborhood_density": soft_neighborhood_density(probabilities),
             "probe_accuracy": probe_accuracy(others, english),
@@ -92,15 +83,11 @@ class ExperimentObserver:
             signals["alignment"] = median_cosine(*(tuner.embed(texts) for texts in pairs))
         return signals
 
-    def _embed(self, tuner: AdversarialFinetuner, dataset: TokenizedDataset) -> NDArray[np.float32]:
-        config = tuner.config
-        return embeddings(tuner.model.encoder, dataset, config.eval_batch_size, config.backend)
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        return self.mean.state_tensors()
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        self.mean.load_state_tensors(tensors)
+    def _embed(self, dataset: TokenizedDataset) -> NDArray[np.float32]:
+        config = self._tuner.config
+        return embeddings(
+            self._tuner.model.encoder, dataset, config.eval_batch_size, config.backend
+        )
 
 
 def _logits(tuner: AdversarialFinetuner, embedded: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -142,6 +142,7 @@ class ExperimentPlan:
             adversarial=run.condition == ADVERSARIAL,
             source_language=self.source.language,
             eval_at_start=True,
+            mean_weights=True,
         )
 
     def narrowed(self, languages: Sequence[str], seeds: Sequence[int]) -> ExperimentPlan:

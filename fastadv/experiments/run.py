@@ -38,7 +38,10 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         torch.set_num_threads(plan.threads)
     texts = {name: _texts(plan, plan.target(name)) for name in run.languages}
     tuner = AdversarialFinetuner(
-        plan.model, plan.task, labels_of(plan.source.train, plan.task), plan.settings(run)
+        plan.model,
+        plan.task,
+        labels_of(plan.source.train, plan.task),
+        plan.settings(run),
     )
     observer = ExperimentObserver(
         tuner,
@@ -61,8 +64,8 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         observer=observer,
         export=False,
     )
-    tuner.model.load_state_dict(observer.mean.weights(), strict=False)
-    averaged = {"evaluations": observer.mean.count, "test": tuner.evaluate(tests)}
+    mean = next(record for record in history.records if record["kind"] == "mean")
+    averaged = {"evaluations": mean["evaluations"], "test": mean["test"]}
     write_atomically(folder / RESULT, json.dumps(_result(plan, run, history, averaged)) + "\n")
     remove_checkpoints(folder)
 

@@ -8,37 +8,35 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fastadv.batches.draws import Draws
 from fastadv.batches.packing import PackedBatch
 from fastadv.batches.prefetch import Prefetch
-from fastadv.config import SCORE
 from fastadv.model_io.finetuned import save_model
+from fastadv.nn.heads import AdversarialModel
 from fastadv.records.discriminator_health import diagnose
 from fastadv.records.history import History
 from fastadv.records.metrics_file import MetricsFile
 from fastadv.records.progress import Bar, notice
 from fastadv.records.trackers import Tracker, open_tracker
 from fastadv.run.best_folder import BestFolder
-from fastadv.run.checkpoint import find_checkpoint
+from fastadv.run.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from fastadv.run.files import replace_folder
 from fastadv.run.folder import BEST, CHECKPOINT, LAST, MEAN, METRICS
 from fastadv.run.loss_meter import LossMeter
 from fastadv.run.observer import Observer
-from fastadv.run.state import under
+from fastadv.run.state import restore, state_of, under
 from fastadv.run.stopping import Stopped, StopRequest, stop_request
+from fastadv.run.trained import Trained
 from fastadv.run.weight_mean import WeightMean
 from fastadv.selection.step_choice import StepChoice
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.training.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 
-if TYPE_CHECKING:
-    from fastadv.finetuner import AdversarialFinetuner
-
-OBSERVER, WEIGHT_MEAN = "observer.", "weight_mean."
+WEIGHT_MEAN = "weight_mean."
 
 Batches = tuple[PackedBatch, PackedBatch | None, PackedBatch | None]
 Prepared = tuple[Batches, HostStep | None, dict[str, int]]
@@ -49,36 +47,37 @@ class Run:
 
     def __init__(
         self,
-        tuner: AdversarialFinetuner,
+        trained: Trained,
         draws: Draws,
-        dev: EvaluationSet | None,
-        tests: Mapping[str, EvaluationSet],
         choice: StepChoice,
-        output_dir: Path | None,
-        quiet: bool,
+        *,
+        dev: EvaluationSet | None = None,
+        tests: Mapping[str, EvaluationSet],
+        output_dir: Path | None = None,
+        quiet: bool = False,
         trackers: Sequence[str] = (),
         observer: Observer | None = None,
         export: bool = True,
     ) -> None:
         self.choice, self.observer, self.export = choice, observer, export
-        self.tuner, self.draws, self.dev, self.tests = tuner, draws, dev, dict(tests)
-        self.config, self.trainer = tuner.config, tuner.trainer
+        self.trained, self.draws, self.dev, self.tests = trained, draws, dev, dict(tests)
+        self.config, self.trainer = trained.config, trained.trainer
         self.output_dir, self.quiet = output_dir, quiet
         self.tracker_names, self.trackers = trackers, list[Tracker]()
-        self.meter = LossMeter(tuner.device, self.config.nonfinite_gradients == "skip")
+        self.meter = LossMeter(trained.device, self.config.nonfinite_gradients == "skip")
         self.metrics = MetricsFile(None)
         self.history = History()
         self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
         self.best_folder = None
         if output_dir is not None and export:
-            self.best_folder = BestFolder(output_dir, tuner.save_pretrained)
+            self.best_folder = BestFolder(output_dir, trained.save_pretrained)
         self.saved_step: int | None = None
         # Where the streams stand after the last step done; they may be ahead of it.
         self.positions = draws.positions
         self.graphs: StepGraphs | None = None
         if (reason := why_no_graphs(self.trainer)) is None:
             self.graphs = StepGraphs(self.trainer)
-        elif tuner.device.type == "cuda":
+        elif trained.device.type == "cuda":
             say_why(reason)
 
     def go(self, resume: bool) -> History:
@@ -109,7 +108,7 @@ class Run:
         return self.history
 
     def _loop(self, bar: Bar, stop: StopRequest) -> None:
-        steps, device = self.config.steps, self.tuner.device
+        steps, device = self.config.steps, self.trained.device
         if self.trainer.step_count >= steps:
             return
         if self.trainer.step_count == 0 and self.config.eval_at_start:
@@ -189,16 +188,16 @@ class Run:
             return
         step = self.trainer.step_count
         record: dict[str, Any] = {"kind": "eval", "step": step}
-        with self.tuner.model.encoder.reading():
+        with self.trained.model.encoder.reading():
             if self.dev is not None:
-                record["dev"] = self.tuner.score(self.dev)
-            record["test"] = {name: self.tuner.score(test) for name, test in self.tests.items()}
+                record["dev"] = self._score(self.dev)
+            record["test"] = {name: self._score(test) for name, test in self.tests.items()}
             if self.choice.looks:
-                record["unlabeled"] = self.choice.look(self.tuner)
+                record["unlabeled"] = self.choice.look(self.trained.model)
             if self.mean is not None:
-                self.mean.add(self.tuner.model, step)
+                self.mean.add(self.trained.model, step)
             if self.observer is not None:
-                record["observed"] = self.observer.observe(self.tuner, step)
+                record["observed"] = self.observer.observe(step)
         self._record(record)
         self._say_scores(bar, f"step {step}", record)
         self.choice.add(record)
@@ -208,12 +207,18 @@ class Run:
             self.best_folder.update(self.choice, step)
         self._note_best()
 
+    def _score(
+        self, data: EvaluationSet, model: AdversarialModel | None = None
+    ) -> dict[str, float]:
+        model = model or self.trained.model
+        return data.score(model, self.trained.labels, self.config.eval_batch_size)
+
     def _note_best(self) -> None:
         if (best := self.choice.best()) is not None:
             self.history.best_step, self.history.best_score = best
 
     def _say_scores(self, bar: Bar, what: str, record: Mapping[str, Any]) -> None:
-        metric = SCORE[self.tuner.task]
+        metric = self.choice.metric
         scores = {"dev": record["dev"]} if "dev" in record else {}
         scores |= record["test"]
         shown = "  ".join(f"{name} {values[metric]:.3f}" for name, values in scores.items())
@@ -257,7 +262,8 @@ class Run:
         self._note_best()
 
     def _restore(self, checkpoint: Path) -> int:
-        tensors, state = self.tuner.load_checkpoint(checkpoint)
+        tensors, state = load_checkpoint(checkpoint)
+        restore(self.trained, tensors, state, checkpoint)
         run = state["run"]
         fingerprint = self.draws.fingerprint()
         if run["data"] != fingerprint:
@@ -272,8 +278,6 @@ class Run:
             )
         self.draws.positions = self.positions = run["positions"]
         self.meter.sums.copy_(tensors["run.loss_sums"])
-        if self.observer is not None:
-            self.observer.load_state_tensors(under(OBSERVER, tensors))
         if self.mean is not None:
             self.mean.load_state_tensors(under(WEIGHT_MEAN, tensors))
         self.saved_step = self.trainer.step_count
@@ -288,11 +292,11 @@ class Run:
             "data": self.draws.fingerprint(),
             "metrics_length": self.metrics.length,
         }
-        tensors = {"run.loss_sums": self.meter.sums}
-        for prefix, part in ((OBSERVER, self.observer), (WEIGHT_MEAN, self.mean)):
-            if part is not None:
-                tensors |= {prefix + name: tensor for name, tensor in part.state_tensors().items()}
-        self.tuner.save_checkpoint(self.output_dir / CHECKPOINT, tensors, {"run": run})
+        tensors, state = state_of(self.trained)
+        tensors["run.loss_sums"] = self.meter.sums
+        if self.mean is not None:
+            tensors |= {WEIGHT_MEAN + name: t for name, t in self.mean.state_tensors().items()}
+        save_checkpoint(self.output_dir / CHECKPOINT, tensors, state | {"run": run})
         self.saved_step = self.trainer.step_count
 
     def _check_finite(self) -> None:
@@ -303,7 +307,7 @@ class Run:
         """
         self.trainer.check()
         self.meter.means()
-        for name, parameter in self.tuner.model.named_parameters():
+        for name, parameter in self.trained.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise FloatingPointError(
                     f"{name} holds a value that is not finite, expected numbers: lower the "
@@ -318,7 +322,7 @@ class Run:
 
     def _export(self, name: str) -> None:
         if self.output_dir is not None and self.export:
-            replace_folder(self.output_dir / name, self.tuner.save_pretrained)
+            replace_folder(self.output_dir / name, self.trained.save_pretrained)
 
     def _finish(self, bar: Bar) -> None:
         self._check_finite()
@@ -333,23 +337,22 @@ class Run:
 
     def _finish_mean(self, bar: Bar, mean: WeightMean) -> None:
         """Scores the mean of the weights and exports it; the model keeps its own."""
-        tuner, model = self.tuner, copy.deepcopy(self.tuner.model)
+        trained, model = self.trained, copy.deepcopy(self.trained.model)
         model.load_state_dict(mean.weights(), strict=False)
-        size = self.config.eval_batch_size
         record: dict[str, Any] = {
             "kind": "mean",
             "step": self.trainer.step_count,
             "evaluations": mean.count,
         }
         if self.dev is not None:
-            record["dev"] = self.dev.score(model, tuner.labels, size)
-        record["test"] = {n: t.score(model, tuner.labels, size) for n, t in self.tests.items()}
+            record["dev"] = self._score(self.dev, model)
+        record["test"] = {name: self._score(test, model) for name, test in self.tests.items()}
         self._record(record)
         self._say_scores(bar, f"mean of {mean.count} evaluations", record)
         if self.output_dir is not None and self.export:
             replace_folder(
                 self.output_dir / MEAN,
                 lambda folder: save_model(
-                    folder, model, tuner.tokenizer, tuner.labels, tuner.config
+                    folder, model, trained.tokenizer, trained.labels, trained.config
                 ),
             )

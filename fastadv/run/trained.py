@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
 
 from fastadv.training.trainer import Trainer
 
 
 class Trained(Protocol):
-    """What is trained: a finetuner, or a model that is being pretrained."""
+    """A finetuner, or a model that is being pretrained."""
 
     @property
-    def model(self) -> nn.Module:
-        """Its weights."""
+    def model(self) -> Any:
+        """Its weights, a `torch.nn.Module` with an `encoder`."""
 
     @property
     def trainer(self) -> Trainer:
         """Optimisers and the step count."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast one."""
 
     @property
     def task(self) -> str:
@@ -32,3 +41,6 @@ class Trained(Protocol):
     @property
     def config(self) -> Any:
         """Settings, a dataclass."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the model as it is now into a folder."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastadv.config import SCORE
+from fastadv.config import Selection
+from fastadv.nn.heads import AdversarialModel
 from fastadv.selection import CRITERIA, ENSEMBLES, values
-from fastadv.selection.target_signals import TargetPredictions
-
-if TYPE_CHECKING:
-    from fastadv.finetuner import AdversarialFinetuner
+from fastadv.selection.target_signals import TargetSignals
 
 ENGLISH_DEV = "english_dev"
 """The paper's criterion (section 3.1)."""
@@ -23,8 +21,10 @@ class StepChoice:
     """`FinetuneConfig.selection` at work, over the evaluations that it was given so far.
 
     Args:
-        tuner: Whose configuration and task it is.
-        texts: Unlabelled text by target language, at which English dev does not look.
+        selection: The criterion.
+        metric: The task's, by which English dev is read.
+        signals: Predictions on unlabelled target text; None where there is none, or for English
+            dev, which does not look at them.
         dev: Whether evaluations have scores on a dev set.
 
     Raises:
@@ -33,32 +33,35 @@ class StepChoice:
     """
 
     def __init__(
-        self, tuner: AdversarialFinetuner, texts: Mapping[str, Any], dev: bool = True
+        self,
+        selection: Selection,
+        metric: str,
+        signals: TargetSignals | None = None,
+        dev: bool = True,
     ) -> None:
-        self.criterion, self.metric = tuner.config.selection, SCORE[tuner.task]
-        self.parts = ENSEMBLES.get(self.criterion, (self.criterion,))
-        self._predictions: TargetPredictions | None = None
+        self.criterion, self.metric = selection, metric
+        self.parts = ENSEMBLES.get(selection, (selection,))
+        self._signals = signals
         self._seen: list[dict[str, Any]] = []
         self._gone: set[int] = set()
-        if self.criterion == ENGLISH_DEV:
+        if selection == ENGLISH_DEV:
             return
-        if not texts:
+        if signals is None:
             raise ValueError(
-                f"selection is {self.criterion!r} and there is no text of another language, "
+                f"selection is {selection!r} and there is no text of another language, "
                 "expected unlabeled text for it to look at"
             )
         if ENGLISH_DEV in self.parts and not dev:
-            raise ValueError(f"selection is {self.criterion!r}, expected a dev set for it")
-        self._predictions = TargetPredictions(tuner, texts)
+            raise ValueError(f"selection is {selection!r}, expected a dev set for it")
 
     @property
     def looks(self) -> bool:
         """Whether the criterion reads predictions on unlabelled text."""
-        return self._predictions is not None
+        return self._signals is not None
 
-    def look(self, tuner: AdversarialFinetuner) -> dict[str, dict[str, float]]:
+    def look(self, model: AdversarialModel) -> dict[str, dict[str, float]]:
         """{language: {signal: value}} of the model as it is now; empty where it does not look."""
-        return {} if self._predictions is None else self._predictions.signals(tuner)
+        return {} if self._signals is None else self._signals.signals(model)
 
     def add(self, evaluation: Mapping[str, Any]) -> None:
         """One more evaluation record; signals count by their mean over languages.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadv.config import Task
+from fastadv.nn.heads import AdversarialModel
 from fastadv.selection import batch_nuclear_norm, mean_entropy, mutual_information
 from fastadv.tasks.inference import document_probabilities, word_probabilities
-
-if TYPE_CHECKING:
-    from fastadv.finetuner import AdversarialFinetuner
+from fastadv.tasks.preparation import Preparation
 
 TEXTS = 500
 """Texts of a language that signals are computed from, at most."""
@@ -26,39 +26,43 @@ def spread(records: Any, count: int = TEXTS) -> Any:
     return [records[int(place)] for place in places]
 
 
-class TargetPredictions:
-    """Predictions on `TEXTS` texts a language, or for NER on `WORDS` words of them.
+class TargetSignals:
+    """Signals from predictions on `TEXTS` texts a language, or for NER on `WORDS` words of them.
 
     Args:
-        tuner: Whose tokenizer reads the texts, now and once.
+        preparation: How texts are tokenised, which is done now and once.
+        task: "classification" or "ner".
         texts: Unlabelled documents, or sentences for NER, by language.
+        batch_size: Texts in a batch of the longest.
 
     Raises:
         ValueError: A language has no text.
     """
 
-    def __init__(self, tuner: AdversarialFinetuner, texts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, preparation: Preparation, task: Task, texts: Mapping[str, Any], batch_size: int
+    ) -> None:
         for language, records in texts.items():
             if not len(records):
                 raise ValueError(f"found no text of {language}, expected some to predict on")
-        prepare = tuner.preparation
-        read = prepare.documents if tuner.task == "classification" else prepare.sentences
+        self._task, self._batch_size = task, batch_size
+        read = preparation.documents if task == "classification" else preparation.sentences
         self._datasets = {name: read(spread(records)) for name, records in texts.items()}
 
-    def probabilities(self, tuner: AdversarialFinetuner, language: str) -> NDArray[np.float32]:
+    def probabilities(self, model: AdversarialModel, language: str) -> NDArray[np.float32]:
         """(N, K) float32: p(Y | x) of documents, or p(Y_t | x) of words.
 
         A word of which the model sees no piece has no prediction, and is left out.
         """
-        dataset, size = self._datasets[language], tuner.config.eval_batch_size
-        if tuner.task == "classification":
-            return document_probabilities(tuner.model, dataset, size)
-        words = np.concatenate(word_probabilities(tuner.model, dataset, size))
+        dataset, size = self._datasets[language], self._batch_size
+        if self._task == "classification":
+            return document_probabilities(model, dataset, size)
+        words = np.concatenate(word_probabilities(model, dataset, size))
         return np.stack(spread(words[~np.isnan(words).any(axis=1)], WORDS))
 
-    def signals(self, tuner: AdversarialFinetuner) -> dict[str, dict[str, float]]:
+    def signals(self, model: AdversarialModel) -> dict[str, dict[str, float]]:
         """{language: {signal: value}}, see `signals_of`."""
-        return {name: signals_of(self.probabilities(tuner, name)) for name in self._datasets}
+        return {name: signals_of(self.probabilities(model, name)) for name in self._datasets}
 
 
 def signals_of(probabilities: NDArray[np.float32]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from cli_helpers import command, environment, train
 
 import fastadv.finetuner
 import fastadv.run.fit
+import fastadv.tasks.evaluation_set
 import fastadv.tasks.inference
 import fastadv.training.trainer
 from fastadv.cli import main
@@ -90,7 +91,7 @@ def test_while_loading_there_is_nothing_to_resume(
     ("owner", "name", "step"),
     [
         (fastadv.training.trainer.Trainer, "step", 1),
-        (fastadv.finetuner.AdversarialFinetuner, "score", 2),
+        (fastadv.tasks.evaluation_set.EvaluationSet, "score", 2),
     ],
     ids=["in a step", "in an evaluation"],
 )

@@ -102,7 +102,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(
     fit(finetuner(), tmp_path / "whole")
     tuner = finetuner()
     run = tmp_path / "run"
-    saved = tuner.save_checkpoint
+    saved = fit_module.save_checkpoint
     with monkeypatch.context() as patch:
 
         def save(*arguments: Any) -> None:
@@ -110,7 +110,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(
                 raise OSError(f"{run / CHECKPOINT}: cannot write the checkpoint: disk full")
             saved(*arguments)
 
-        patch.setattr(tuner, "save_checkpoint", save)
+        patch.setattr(fit_module, "save_checkpoint", save)
         with pytest.raises(OSError, match="disk full; stopped at step 6, the checkpoint of step 4"):
             fit(tuner, run)
     fit(finetuner(), run, resume=True)

@@ -22,18 +22,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Recorder:
     """The weights at every evaluation."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuner: AdversarialFinetuner) -> None:
+        self.model = tuner.model
         self.weights: dict[int, dict[str, Tensor]] = {}
 
-    def observe(self, tuner: AdversarialFinetuner, step: int) -> Mapping[str, Any]:
-        self.weights[step] = {n: p.detach().clone() for n, p in tuner.model.named_parameters()}
+    def observe(self, step: int) -> Mapping[str, Any]:
+        self.weights[step] = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         return {}
-
-    def state_tensors(self) -> Mapping[str, Tensor]:
-        return {}
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        pass
 
 
 def tuner_of(**changes: Any) -> AdversarialFinetuner:
@@ -54,7 +49,8 @@ def fit(tuner: AdversarialFinetuner, folder: Path | None, **options: Any) -> His
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_is_the_mean_of_the_second_half(tmp_path: Path, precision: str) -> None:
-    recorder, tuner = Recorder(), tuner_of(precision=precision)
+    tuner = tuner_of(precision=precision)
+    recorder = Recorder(tuner)
     history = fit(tuner, tmp_path / "run", observer=recorder)
     assert [*recorder.weights] == [2, 4, 6, 8]
     mean = AdversarialFinetuner.from_pretrained(tmp_path / "run" / "mean")
@@ -118,8 +114,9 @@ def test_stopped_anywhere_it_is_the_same(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_run_resumed_for_more_steps_begins_a_new_mean(tmp_path: Path) -> None:
     fit(tuner_of(steps=4), tmp_path / "run")
-    recorder = Recorder()
-    fit(tuner_of(steps=12), tmp_path / "run", resume=True, observer=recorder)
+    tuner = tuner_of(steps=12)
+    recorder = Recorder(tuner)
+    fit(tuner, tmp_path / "run", resume=True, observer=recorder)
     mean = load_file(tmp_path / "run" / "mean" / "model.safetensors")
     name = "embeddings.LayerNorm.weight"
     ours = next(n for n in recorder.weights[12] if n.endswith("embeddings.norm.weight"))

@@ -24,6 +24,8 @@ from fastadv.selection import (
     target_signals,
 )
 from fastadv.selection.step_choice import StepChoice
+from fastadv.selection.target_signals import TargetSignals
+from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.inference import document_probabilities, word_probabilities
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,6 +51,8 @@ def tuner_of(task: str = "classification", **changes: Any) -> AdversarialFinetun
 def fit(
     tuner: AdversarialFinetuner, unlabeled: Mapping[str, Any] = OTHERS, **options: Any
 ) -> History:
+    if isinstance(models := options.get("observer"), Models):
+        models.tuner = tuner
     labeled = tiny.ENGLISH if tuner.task == "classification" else tiny.SENTENCES
     return tuner.fit(labeled, unlabeled, **{"quiet": True, **options})
 
@@ -128,7 +132,8 @@ def evaluation(step: int, dev: float, *norms: float) -> dict[str, Any]:
 
 def choice_of(*evaluations: dict[str, Any], selection: str = BOTH) -> StepChoice:
     texts = {name: as_texts(data, "classification") for name, data in OTHERS.items()}
-    choice = StepChoice(tuner_of(selection=selection), texts)
+    signals = TargetSignals(tuner_of().preparation, "classification", texts, 4)
+    choice = StepChoice(selection, "accuracy", signals)
     for one in evaluations:
         choice.add(one)
     return choice
@@ -238,18 +243,15 @@ class Models:
 
     def __init__(self, stop: int | None = None) -> None:
         self.stop, self.weights = stop, dict[int, dict[str, torch.Tensor]]()
+        self.tuner: AdversarialFinetuner | None = None
 
-    def observe(self, tuner: AdversarialFinetuner, step: int) -> dict[str, Any]:
+    def observe(self, step: int) -> dict[str, Any]:
+        assert self.tuner is not None
         if step - 1 == self.stop:
             raise RuntimeError("power cut")
-        self.weights[step] = {n: p.detach().clone() for n, p in tuner.model.named_parameters()}
+        named = self.tuner.model.named_parameters()
+        self.weights[step] = {name: parameter.detach().clone() for name, parameter in named}
         return {}
-
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        pass
 
 
 @contextmanager
@@ -260,7 +262,7 @@ def scripted(tuner: AdversarialFinetuner, script: dict[int, tuple[float, float]]
         return script[tuner.trainer.step_count]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AdversarialFinetuner, "score", lambda *_: {"accuracy": now()[0]})
+        patch.setattr(EvaluationSet, "score", lambda *_: {"accuracy": now()[0]})
         patch.setattr(target_signals, "batch_nuclear_norm", lambda _: now()[1])
         yield
 
@@ -277,7 +279,7 @@ def test_an_untrained_head_is_never_the_best(
     selection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same at every step, so that the earliest wins.
-    monkeypatch.setattr(AdversarialFinetuner, "score", lambda *_: {"accuracy": 0.5})
+    monkeypatch.setattr(EvaluationSet, "score", lambda *_: {"accuracy": 0.5})
     monkeypatch.setattr(target_signals, "mean_entropy", lambda _: 0.5)
     history = fit(tuner_of(selection=selection, eval_at_start=True), dev=tiny.ENGLISH)
     assert history.evaluations()[0]["step"] == 0
