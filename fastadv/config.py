@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 Task = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -130,6 +130,11 @@ class FinetuneConfig:
     checkpoint_every: int = 500
     log_every: int = 10
     backend: str | None = None
+
+    # What a resumed run may change: none of these alters what a step computes.
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
+        ("steps", "eval_every", "eval_at_start", "eval_batch_size", "checkpoint_every", "log_every")
+    )
 
     def __post_init__(self) -> None:
         _check(self)

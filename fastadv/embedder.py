@@ -15,7 +15,7 @@ from fastadv.batches.tokenization import tokenize_documents
 from fastadv.config import EncoderChoice, FinetuneConfig, Precision
 from fastadv.data import Data, Document, as_texts, iter_texts
 from fastadv.data.chunks import chunks
-from fastadv.device import autocast_dtype, resolve_precision
+from fastadv.device import autocast_dtype, default_device, resolve_precision
 from fastadv.model_io.finetuned import saved_max_length
 from fastadv.model_io.loading import load_encoder, load_tokenizer, max_positions
 from fastadv.model_io.packaged import resolve_model
@@ -74,7 +74,7 @@ class Embedder:
             ValueError: The model cannot be loaded, `max_length` is more than its positions, or it
                 has no packed encoder and `encoder` asks for it.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = default_device(device)
         path = resolve_model(model)
         tokenizer, loaded = load_tokenizer(path), load_encoder(path)
         positions = max_positions(loaded.config)
@@ -84,9 +84,10 @@ class Embedder:
             raise ValueError(
                 f"max_length is {length}, expected at most the {positions} positions of the encoder"
             )
+        # Checks what was given as a configuration's.
         config = FinetuneConfig(precision=precision, eval_batch_size=batch_size, encoder=encoder)
-        resolved = resolve_precision(config.resolved("classification"), device)
-        wrapped = build_encoder(loaded, config.encoder, autocast_dtype(resolved.precision))
+        dtype = autocast_dtype(resolve_precision(config.precision, device))
+        wrapped = build_encoder(loaded, config.encoder, dtype)
         return cls(wrapped.to(device).eval(), tokenizer, length, batch_size)
 
     def embed(self, texts: Data) -> Floats:

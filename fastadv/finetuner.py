@@ -20,7 +20,7 @@ from fastadv.batches.packing import PackedBatch, pack
 from fastadv.config import SCORE, FinetuneConfig, ResolvedConfig, Task
 from fastadv.data import Data, as_texts, iter_texts
 from fastadv.data.chunks import chunks
-from fastadv.device import autocast_dtype, resolve_precision
+from fastadv.device import autocast_dtype, default_device, resolve_precision
 from fastadv.embedder import Embedder
 from fastadv.model_io.checks import checked_length, checked_tokenizer
 from fastadv.model_io.finetuned import load_model, save_model
@@ -89,10 +89,12 @@ class AdversarialFinetuner:
         device: str | torch.device | None = None,
     ) -> None:
         config = config or FinetuneConfig()
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.task: Task = task
         self.labels = checked_labels(labels, task)
-        resolved = resolve_precision(config.resolved(task), self.device)
+        resolved = config.resolved(task)
+        precision = resolve_precision(resolved.precision, self.device)
+        resolved = dataclasses.replace(resolved, precision=precision)
         self._check_backend(config.backend, HEAD_OPERATIONS)
         if isinstance(model, PreTrainedModel):
             encoder = model

@@ -79,6 +79,7 @@ def make_setup(
     backend: str | None,
 ) -> Setup:
     """What every system of one shape starts from."""
+    precision = resolve_precision(precision, device)
     config = FinetuneConfig(precision=precision, max_length=shape.max_length, backend=backend)
     hidden, std = encoder.config.hidden_size, encoder.config.initializer_range
     return Setup(
@@ -88,6 +89,6 @@ def make_setup(
         tokenizer,
         shape.task,
         shape.labels,
-        resolve_precision(config.resolved(shape.task), device),
+        config.resolved(shape.task),
         device,
     )

@@ -68,6 +68,7 @@ class PackedBatch:
         labels: None where unlabelled; (B,) int64 for classification; (T,) int64 for named
             entities, `IGNORE_INDEX` on every token but the first piece of a word scored here.
         english: None, or (B,) bool: True where the sequence is English (the paper's y_A).
+        languages: None, or (B,) int64: the number of the language that a sequence is in.
         num_examples: documents or sentences in the batch. A sentence cut into several windows
             counts once, so this is what a loss "per sentence" is averaged over. () float32 where
             the host's number would be that of another batch, in a CUDA graph.
@@ -86,6 +87,7 @@ class PackedBatch:
     rows: TableRows | None = None
     counted: Tensor | None = None
     seed: Tensor | None = None
+    languages: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of sequences."""

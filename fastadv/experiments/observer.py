@@ -76,8 +76,8 @@ class ExperimentObserver:
             "probe_accuracy": probe_accuracy(others, english),
         }
         if tuner.config.adversarial:
-            logits = (_logits(tuner, others), _logits(tuner, english))
-            accuracy, loss = discriminator_scores(*logits)
+            scores = tuner.model.discriminator.scores
+            accuracy, loss = discriminator_scores(scores(others), scores(english))
             signals |= {"discriminator_accuracy": accuracy, "discriminator_loss": loss}
         if (pairs := self._targets[name].pairs) is not None:
             signals["alignment"] = median_cosine(*(tuner.embed(texts) for texts in pairs))
@@ -88,10 +88,3 @@ class ExperimentObserver:
         return embeddings(
             self._tuner.model.encoder, dataset, config.eval_batch_size, config.backend
         )
-
-
-def _logits(tuner: AdversarialFinetuner, embedded: NDArray[np.float32]) -> NDArray[np.float32]:
-    head = tuner.model.discriminator
-    weight, bias = (p.detach().float().cpu().numpy() for p in (head.weight[0], head.bias))
-    result: NDArray[np.float32] = embedded @ weight + bias
-    return result

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, concat
 from fastadv.config import Task
+from fastadv.nn.adversary import LanguageDiscriminator
 from fastadv.nn.encoder import Encoder
+from fastadv.nn.initial_weights import draw_weights
 from fastadv.ops.masked_mean_pool import masked_mean_pool
 
 HEAD_OPERATIONS = ("masked_mean_pool", "linear_bce")
@@ -18,10 +19,7 @@ HEAD_OPERATIONS = ("masked_mean_pool", "linear_bce")
 def output_projection(hidden_size: int, outputs: int, std: float, seed: int) -> nn.Linear:
     """Linear(hidden_size, outputs), float32: normal weights from `seed` alone, zero bias."""
     projection = nn.Linear(hidden_size, outputs)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        projection.weight.normal_(0.0, std, generator=generator)
-        projection.bias.zero_()
+    draw_weights(projection, std, seed)
     return projection
 
 
@@ -50,7 +48,7 @@ class AdversarialModel(nn.Module):
         std = float(getattr(encoder.config, "initializer_range", 0.02))
         self.encoder = encoder
         self.task_head = output_projection(encoder.hidden_size, num_labels, std, 2 * seed)
-        self.discriminator = output_projection(encoder.hidden_size, 1, std, 2 * seed + 1)
+        self.discriminator = LanguageDiscriminator(encoder.hidden_size, std, 2 * seed + 1, backend)
         self.task = task
         self.head_dropout = head_dropout
         self.backend = backend

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastadv.batches.packing import PackedBatch
 from fastadv.pretraining.corpus import LEAST_LENGTH, Corpus, Sequences
 from fastadv.pretraining.masking import MaskedBatch, mask_tokens
 
 HELD_OUT_RATE = 0.15
-
-
-@dataclass(frozen=True)
-class LanguageBatch(PackedBatch):
-    """Texts of several languages.
-
-    Attributes:
-        languages: (B,) int64, which one each is in.
-    """
-
-    languages: Tensor | None = None
 
 
 class LanguageBatches:
@@ -84,7 +71,7 @@ class LanguageBatches:
         drawn = self._draw(rng, everything, self.tokens_per_batch, longest)
         return self._masked(*drawn, self.mask_rate, rng)
 
-    def plain_batch(self, step: int, stream: str, tokens: int) -> LanguageBatch:
+    def plain_batch(self, step: int, stream: str, tokens: int) -> PackedBatch:
         """Texts without masks for the discriminator or the generator: half of the tokens in the
         source language, half in the others, if there are both.
 
@@ -100,7 +87,7 @@ class LanguageBatches:
         languages, starts, lengths = (np.concatenate(x) for x in zip(*drawn, strict=True))
         ids, fields = self._packed(languages, starts, lengths)
         fields["english"] = torch.from_numpy(own[languages])
-        return LanguageBatch(
+        return PackedBatch(
             input_ids=torch.from_numpy(ids), labels=None, languages=torch.from_numpy(languages),
             **fields,
         )  # fmt: skip

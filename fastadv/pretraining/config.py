@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fastadv.config import FinetuneConfig, NonFinite, Precision, ResolvedConfig
+from fastadv.config import FinetuneConfig, NonFinite, Precision
 
 Adversary = Literal["none", "source", "all"]
 
@@ -107,29 +107,40 @@ class PretrainConfig:
     eval_every: int = 1000
     checkpoint_every: int = 500
 
+    # What a resumed run may change: none of these alters what a step computes.
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
+        (
+            "steps",
+            "eval_every",
+            "checkpoint_every",
+            "log_every",
+            "saved_dropout",
+            "saved_precision",
+        )
+    )
+
     def __post_init__(self) -> None:
         _check(self)
 
-    def trainer_config(self) -> ResolvedConfig:
-        """What `Trainer` reads, T being masked-language modelling."""
-        return FinetuneConfig(
-            steps=self.steps,
-            adversarial=self.adversary != "none",
-            max_length=self.max_length,
-            lr_task=self.lr,
-            lr_discriminator=self.lr_discriminator,
-            lr_generator=self.lr_generator,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            nonfinite_gradients=self.nonfinite_gradients,
-            precision=self.precision,
-            seed=self.seed,
-            source_language=self.source_language,
-            backend=self.backend,
-        ).resolved("classification")
+    @property
+    def adversarial(self) -> bool:
+        """Whether there are phases D and G."""
+        return self.adversary != "none"
+
+    @property
+    def lr_task(self) -> float:
+        """The rate of phase T before `rate` scales it."""
+        return self.lr
+
+    @property
+    def head_dropout(self) -> float:
+        """None on the head's input."""
+        return 0.0
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Steps are not captured: masked batches have no fixed sizes yet."""
+        return False
 
     def rate(self, step: int) -> float:
         """What the learning rates are multiplied by in step `step`, counted from 0."""
@@ -192,8 +203,22 @@ def _check(config: PretrainConfig) -> None:
         refuse("adversary", "'none', 'source' or 'all'")
     if config.saved_precision not in ("fp32", "bf16"):
         refuse("saved_precision", "'fp32' or 'bf16'")
-    # Adam's numbers and the rest.
-    config.trainer_config()
+    # What a finetuning run's configuration has too is held to the same.
+    FinetuneConfig(
+        steps=config.steps,
+        max_length=config.max_length,
+        lr_task=config.lr,
+        lr_discriminator=config.lr_discriminator,
+        lr_generator=config.lr_generator,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        nonfinite_gradients=config.nonfinite_gradients,
+        precision=config.precision,
+        seed=config.seed,
+    )
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(PretrainConfig))

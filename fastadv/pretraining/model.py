@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastadv.batches.packing import PackedBatch, concat
-from fastadv.nn.heads import output_projection
+from fastadv.nn.adversary import Adversary, AllLanguagesDiscriminator, LanguageDiscriminator
 from fastadv.nn.packed_encoder import PackedBert
 from fastadv.ops import cross_entropy, masked_mean_pool
 from fastadv.pretraining.masking import MaskedBatch
@@ -40,7 +40,7 @@ class MaskedLanguageModel(nn.Module):
 
     Args:
         encoder: Its word table is also the output layer's weight.
-        languages: K, of a discriminator over all of them; 1 for source against the rest.
+        languages: K, of a discriminator over all of them; None for source against the rest.
         seed: Of the new weights.
         frequencies: (V,) shares of the pieces in the text; the output bias begins as their
             logarithms, so that the first steps need not find them. None for zeros.
@@ -50,7 +50,7 @@ class MaskedLanguageModel(nn.Module):
     def __init__(
         self,
         encoder: PackedBert,
-        languages: int = 1,
+        languages: int | None = None,
         seed: int = 0,
         frequencies: Tensor | None = None,
         backend: str | None = None,
@@ -70,8 +70,11 @@ class MaskedLanguageModel(nn.Module):
             dense.bias.zero_()
             if frequencies is not None:
                 self.task_head.bias.copy_(torch.log(frequencies + RAREST))
-        self.discriminator = output_projection(
-            width, languages, config.initializer_range, 2 * seed + 1
+        std, own_seed = config.initializer_range, 2 * seed + 1
+        self.discriminator: Adversary = (
+            LanguageDiscriminator(width, std, own_seed, backend)
+            if languages is None
+            else AllLanguagesDiscriminator(width, languages, std, own_seed)
         )
 
     def pooled(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:

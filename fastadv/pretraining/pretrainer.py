@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from fastadv.batches.packing import PackedBatch
-from fastadv.device import autocast_dtype, resolve_precision
+from fastadv.device import autocast_dtype, default_device, is_gpu, resolve_precision
 from fastadv.nn.packed_encoder import PackedBert
 from fastadv.pretraining.batches import LanguageBatches
 from fastadv.pretraining.config import PretrainConfig
@@ -19,9 +19,8 @@ from fastadv.pretraining.corpus import Corpus
 from fastadv.pretraining.export import save_masked_language_model
 from fastadv.pretraining.masking import MaskedBatch
 from fastadv.pretraining.model import MaskedLanguageModel
-from fastadv.pretraining.phases import PretrainingTrainer
 from fastadv.pretraining.positional_heads import set_positional_heads
-from fastadv.training.trainer import StepLosses
+from fastadv.training.trainer import StepLosses, Trainer
 
 Batches = tuple[MaskedBatch, PackedBatch | None, PackedBatch | None]
 HELD_OUT_TOKENS = 8192
@@ -52,10 +51,10 @@ class Pretrainer:
         config: PretrainConfig,
         device: str | torch.device | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.corpus, self.tokenizer = corpus, tokenizer
-        settings = resolve_precision(config.trainer_config(), self.device)
-        self.config = dataclasses.replace(config, precision=settings.precision)
+        precision = resolve_precision(config.precision, self.device)
+        self.config = dataclasses.replace(config, precision=precision)
         self.labels: Sequence[str] = corpus.languages
         if config.max_length != corpus.max_length:
             raise ValueError(
@@ -69,10 +68,10 @@ class Pretrainer:
             )
         if config.adversary != "none" and len(corpus.languages) < 2:
             raise ValueError("found one language with an adversary, expected two or more")
-        self.model = self._build(settings.precision).to(self.device)
+        self.model = self._build(precision).to(self.device)
         # On a GPU the whole gradient is written once; ids would have to be brought there.
-        self.model.encoder.embeddings.word.sparse = self.device.type == "cpu"
-        self.trainer = PretrainingTrainer(self.model, settings)  # type: ignore[arg-type]
+        self.model.encoder.word_table.sparse = not is_gpu(self.device)
+        self.trainer = Trainer(self.model, self.config)
         self.batches = LanguageBatches(
             corpus,
             config.tokens_per_batch,
@@ -90,7 +89,7 @@ class Pretrainer:
         if config.positional_heads:
             set_positional_heads(bert)
         encoder = PackedBert(bert, autocast_dtype(precision) or torch.float32, config.backend)
-        outputs = len(self.labels) if config.adversary == "all" else 1
+        outputs = len(self.labels) if config.adversary == "all" else None
         frequencies = torch.from_numpy(self.corpus.frequencies(config.exponent))
         return MaskedLanguageModel(encoder, outputs, config.seed, frequencies, config.backend)
 

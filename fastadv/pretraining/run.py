@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.batches.prefetch import Prefetch
+from fastadv.device import is_gpu
 from fastadv.model_io.loading import load_tokenizer
 from fastadv.pretraining.config import FIELDS, PretrainConfig
 from fastadv.pretraining.corpus import Corpus
@@ -117,7 +118,7 @@ class PretrainingRun:
     def _batches(self) -> Iterator[Iterable[Batches]]:
         """Batches of the steps to come, on the device; made on a thread where that has one."""
         pretrainer, steps = self.pretrainer, count(self.trainer.step_count)
-        if pretrainer.device.type == "cpu":
+        if not is_gpu(pretrainer.device):
             yield (pretrainer.prepare(step) for step in steps)
             return
 

@@ -15,6 +15,7 @@ import torch
 from fastadv.batches.draws import Draws
 from fastadv.batches.packing import PackedBatch
 from fastadv.batches.prefetch import Prefetch
+from fastadv.device import is_gpu
 from fastadv.model_io.finetuned import save_model
 from fastadv.nn.heads import AdversarialModel
 from fastadv.records.discriminator_health import diagnose
@@ -77,7 +78,7 @@ class Run:
         self.graphs: StepGraphs | None = None
         if (reason := why_no_graphs(self.trainer)) is None:
             self.graphs = StepGraphs(self.trainer)
-        elif trained.device.type == "cuda":
+        elif is_gpu(trained.device):
             say_why(reason)
 
     def go(self, resume: bool) -> History:

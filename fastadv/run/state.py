@@ -11,18 +11,6 @@ from torch import Tensor
 
 from fastadv.run.trained import Trained
 
-# What a resumed run may change: none of these alters what a step computes.
-_FREE_ON_RESUME = {
-    "steps",
-    "eval_every",
-    "eval_at_start",
-    "eval_batch_size",
-    "checkpoint_every",
-    "log_every",
-    "saved_dropout",
-    "saved_precision",
-}
-
 
 def state_of(tuner: Trained) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and optimiser states by name; step count, task, labels and settings.
@@ -81,7 +69,7 @@ def _check_same_run(tuner: Trained, state: Mapping[str, Any], path: Path) -> Non
     theirs = {name: state[name] for name in ours}
     ours |= dataclasses.asdict(tuner.config)
     theirs |= state["config"]
-    for name in sorted((ours.keys() | theirs.keys()) - _FREE_ON_RESUME):
+    for name in sorted((ours.keys() | theirs.keys()) - tuner.config.FREE_ON_RESUME):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f"{path}: {name} was {theirs.get(name)!r} in that run and is "

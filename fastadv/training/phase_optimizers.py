@@ -11,14 +11,15 @@ import torch
 from torch.nn.parameter import Parameter
 
 from fastadv import backends
-from fastadv.config import ResolvedConfig
+from fastadv.device import is_gpu
 from fastadv.nn.encoder import Encoder
-from fastadv.nn.heads import AdversarialModel
 from fastadv.optim.adam import DeferredTable, GradientAdam
 from fastadv.optim.device_adam import DeviceAdam
 from fastadv.optim.device_embedding import DeviceEmbedding
 from fastadv.optim.host_adam import HostAdam
 from fastadv.optim.host_embedding import HostEmbedding
+from fastadv.training.settings import TrainerSettings
+from fastadv.training.trainable import Trainable
 from fastadv.weights.flat import FlatParameters
 from fastadv.weights.residuals import Residuals
 
@@ -37,9 +38,7 @@ class Optimizers(NamedTuple):
     deferred: Deferred
 
 
-def build_optimizers(
-    model: AdversarialModel, config: ResolvedConfig, capturable: bool
-) -> Optimizers:
+def build_optimizers(model: Trainable, config: TrainerSettings, capturable: bool) -> Optimizers:
     """θ_T = {θ, W_T, b_T}, θ_D = {w_D, b_D}, θ_G = {θ} (paper, section 3.1).
 
     T and G each keep moments of their own over the same θ.
@@ -88,7 +87,7 @@ def build_optimizers(
 
 
 def _defer(
-    model: AdversarialModel, config: ResolvedConfig, residuals: Residuals, capturable: bool
+    model: Trainable, config: TrainerSettings, residuals: Residuals, capturable: bool
 ) -> Deferred:
     encoder = model.encoder
     reason, word_table = why_dense(encoder, config), encoder.word_table
@@ -108,7 +107,7 @@ def _table(named: Sequence[Named], deferred: Deferred) -> Named | None:
 
 
 def _flatten(
-    model: AdversarialModel,
+    model: Trainable,
     parts: dict[str, list[Named]],
     residuals: Residuals,
     deferred: Deferred,
@@ -127,11 +126,11 @@ def _flatten(
     return found
 
 
-def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str | None:
+def why_not_capturable(model: Trainable, config: TrainerSettings) -> str | None:
     """Why updates are decided on the host; None where they can be on the device."""
     encoder = model.encoder
     device = next(model.parameters()).device
-    if device.type != "cuda":
+    if not is_gpu(device):
         return "there is no GPU"
     if encoder.architecture is None:
         return "the encoder runs padded"
@@ -143,7 +142,7 @@ def why_not_capturable(model: AdversarialModel, config: ResolvedConfig) -> str |
     return None
 
 
-def why_dense(encoder: Encoder, config: ResolvedConfig) -> str | None:
+def why_dense(encoder: Encoder, config: TrainerSettings) -> str | None:
     """Why the word table's untouched rows cannot wait for their updates; None if they can."""
     if encoder.word_table is None:
         return "the encoder runs padded"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastadv.batches.buckets import Bucket, bucket_of, fill
 from fastadv.batches.packing import PackedBatch
+from fastadv.device import is_gpu, pins_memory
 from fastadv.training.trainer import StepLosses, Trainer
 
 # A size is captured when it comes up for the third time: before, its kernels are compiled, and
@@ -119,7 +120,7 @@ class StepGraphs:
         self._kind, self._layouts = encoder.architecture, encoder.layouts
         self.trainer, self._after = trainer, after
         self._device = next(trainer.model.parameters()).device
-        if capture is None and self._device.type == "cuda":
+        if capture is None and is_gpu(self._device):
             capture = CudaCapture()
         self._capture = capture
         self._slots: OrderedDict[Any, _Slot] = OrderedDict()
@@ -151,7 +152,7 @@ class StepGraphs:
             }
             buckets = [replace(bucket, **largest) for bucket in buckets]
         size = sum(bucket.size for bucket in buckets)
-        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pins_memory(self._device))
         seed, place = self.trainer.seed_of(encoder_pass, step), 0
         for bucket, batch in zip(buckets, batches, strict=True):
             fill(bucket, batch, seed, buffer[place : place + bucket.size], kind.padding_idx,

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fastadv.batches.packing import PackedBatch
-from fastadv.config import ResolvedConfig
-from fastadv.nn.heads import AdversarialModel
-from fastadv.ops import discriminator_loss, generator_loss
+from fastadv.device import random_devices
 from fastadv.training.phase_optimizers import build_optimizers, why_not_capturable
+from fastadv.training.settings import TrainerSettings
+from fastadv.training.trainable import Trainable
 
 Gradients = tuple[Tensor | None, ...]
 # The encoder's passes: T's, and the one that D and G share. Each has a dropout key of its own.
@@ -56,7 +56,7 @@ class Trainer:
     """
 
     def __init__(
-        self, model: AdversarialModel, config: ResolvedConfig, capturable: bool | None = None
+        self, model: Trainable, config: TrainerSettings, capturable: bool | None = None
     ) -> None:
         self.model = model
         self.config = config
@@ -168,32 +168,15 @@ class Trainer:
         """L_D, the discriminator's accuracy, and the gradient for {w_D, b_D}.
 
         Args:
-            draw: Says which texts are English.
+            draw: Says which texts are English, or in which language.
             pooled: (B, H), the h̄ of its texts.
         """
-        english = _sides(draw)
-        head = self.model.discriminator
-        loss, logits = discriminator_loss(
-            pooled, english, head.weight, head.bias, draw.counted, backend=self.config.backend
-        )
-        right = ((logits > 0) == english).float()
-        if draw.counted is None:
-            accuracy = right.mean()
-        else:
-            accuracy = (right * draw.counted).sum() / draw.counted.sum()
+        loss, accuracy = self.model.discriminator.loss(pooled, draw)
         return loss.detach(), accuracy, self._gradients(loss, "discriminator")
 
     def generator_gradients(self, draw: PackedBatch, pooled: Tensor) -> tuple[Tensor, Gradients]:
         """L_G and its gradient for {θ}; arguments as of `discriminator_gradients`."""
-        head = self.model.discriminator
-        loss, _ = generator_loss(
-            pooled,
-            _sides(draw),
-            head.weight,
-            head.bias,
-            draw.counted,
-            backend=self.config.backend,
-        )
+        loss = self.model.discriminator.generator_loss(pooled, draw)
         return loss.detach(), self._gradients(loss, "generator")
 
     def squares(self) -> dict[str, Tensor]:
@@ -230,16 +213,6 @@ class Trainer:
         device = next(self.model.parameters()).device
         key = (self.config.seed, self.step_count, PASSES.index(encoder_pass))
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=random_devices(device)):
             torch.manual_seed(seed)
             yield
-
-
-def _sides(batch: PackedBatch) -> Tensor:
-    if batch.english is None:
-        raise ValueError(
-            "the batch does not say which texts are English, expected one made by "
-            "collate(other_texts, english_texts)"
-        )
-    return batch.english

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import fastadv.training.trainer
+import fastadv.nn.adversary
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--model-size", "tiny", "--shape", "ner", "--batch-size", "2", "--device", "cpu")
@@ -143,8 +143,8 @@ def test_prints_no_ratio_where_the_generator_loss_is_wrong(
     def unflipped(h: Any, english: Any, *rest: Any, **options: Any) -> Any:
         return right(h, ~english, *rest, **options)
 
-    right = fastadv.training.trainer.generator_loss
-    monkeypatch.setattr(fastadv.training.trainer, "generator_loss", unflipped)
+    right = fastadv.nn.adversary.generator_loss
+    monkeypatch.setattr(fastadv.nn.adversary, "generator_loss", unflipped)
     target = tmp_path / "report.json"
     assert step_time.main([*QUICK, "--json", str(target)]) == 1
     printed = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,9 @@ import torch
 from tiny_pretraining import prepared, settings
 from torch.nn import functional as F
 
-from fastadv.pretraining.batches import LanguageBatch
-from fastadv.pretraining.phases import PretrainingTrainer
 from fastadv.pretraining.pretrainer import Pretrainer
 from fastadv.pretraining.run import PretrainingRun
+from fastadv.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +59,7 @@ def test_each_phase_changes_what_it_owns(folder: Path, adversary: str) -> None:
 def test_losses_of_all_languages_by_hand(folder: Path) -> None:
     ours = pretrainer(folder, "all")
     draw = ours.prepare(0)[1]
-    assert isinstance(draw, LanguageBatch) and draw.languages is not None
+    assert draw is not None and draw.languages is not None
     pooled = ours.model.pooled(draw)
     head = ours.model.discriminator
     p = torch.softmax(head(pooled), 1).gather(1, draw.languages[:, None])[:, 0]
@@ -79,12 +79,12 @@ def test_losses_of_all_languages_by_hand(folder: Path) -> None:
 def test_for_two_languages_the_generator_reads_flipped_labels(folder: Path) -> None:
     ours = pretrainer(folder, "all")
     draw = ours.prepare(0)[2]
-    assert isinstance(draw, LanguageBatch) and draw.languages is not None
+    assert draw is not None and draw.languages is not None
     with torch.no_grad():
         # A third language that is never likely.
         ours.model.discriminator.bias[2] = -1e4
     two = draw.languages.clamp(max=1)
-    batch = LanguageBatch(**{**vars(draw), "languages": two})
+    batch = replace(draw, languages=two)
     hidden = ours.model.pooled(batch)
     logits = ours.model.discriminator(hidden)[:, :2]
     flipped = F.cross_entropy(logits, 1 - two, reduction="none")
@@ -115,7 +115,7 @@ def test_updates_decided_on_the_device_are_those_of_the_host(folder: Path, adver
     config = settings(adversary=adversary, eps=1e-4, dropout=0.1)
     host, device = (PretrainingRun(folder, True, "cpu", config).pretrainer for _ in range(2))
     device.model.encoder.embeddings.word.sparse = False
-    device.trainer = PretrainingTrainer(device.model, host.trainer.config, capturable=True)  # type: ignore[arg-type]
+    device.trainer = Trainer(device.model, host.trainer.config, capturable=True)
     assert device.model.encoder.flat is not None and device.trainer.deferred is None
     for step in range(5):
         losses = [ours.step(ours.prepare(step)) for ours in (host, device)]

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
-import fastadv.training.trainer
+import fastadv.nn.adversary
 from fastadv import AdversarialFinetuner, FinetuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,6 +148,6 @@ def _leaky(original: Callable) -> Callable:
 def test_the_check_sees_a_leak(
     tuner: AdversarialFinetuner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = _leaky(fastadv.training.trainer.generator_loss)
-    monkeypatch.setattr(fastadv.training.trainer, "generator_loss", broken)
+    broken = _leaky(fastadv.nn.adversary.generator_loss)
+    monkeypatch.setattr(fastadv.nn.adversary, "generator_loss", broken)
     assert leaks(tuner, "generator") == {"weights.discriminator.weight"}

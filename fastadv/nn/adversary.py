@@ -1,0 +1,152 @@
+"""The adversary: a language discriminator, and the two losses that pull it and the encoder apart.
+
+Another adversary is another class here: `loss` trains it (phase D of Algorithm 1), and
+`generator_loss` is what the encoder minimises to deceive it (phase G). Each takes the pooled
+features of the texts of a draw, and sends gradients to its own side alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv.batches.packing import PackedBatch
+from fastadv.nn.initial_weights import draw_weights
+from fastadv.ops.linear_bce import discriminator_loss, generator_loss
+
+
+class Discrimination(NamedTuple):
+    """What phase D gets: L_D, (), and the share of the texts that were told right, ()."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+class Adversary(Protocol):
+    """A module that tells languages apart."""
+
+    def loss(self, features: Tensor, draw: PackedBatch) -> Discrimination:
+        """L_D of features (B, H) of the texts of a draw; no gradient goes to the features."""
+
+    def generator_loss(self, features: Tensor, draw: PackedBatch) -> Tensor:
+        """L_G, (), of features (B, H); gradients go to the features alone."""
+
+
+class LanguageDiscriminator(nn.Linear):
+    """w_D and b_D of Keung, Lu and Bhardwaj (2019), section 3.1: p(English | x) =
+    σ(w_D · h̄_θ(x) + b_D).
+
+    Args:
+        hidden_size: H.
+        std: Of the initial weights, which are normal.
+        seed: What they are drawn from.
+        backend: Backend of `linear_bce`; None for the default.
+    """
+
+    def __init__(self, hidden_size: int, std: float, seed: int, backend: str | None = None) -> None:
+        super().__init__(hidden_size, 1)
+        draw_weights(self, std, seed)
+        self.backend = backend
+
+    def loss(self, features: Tensor, draw: PackedBatch) -> Discrimination:
+        """L_D (Algorithm 1, lines 9 to 11): the mean of -log p over the English texts plus the
+        mean of -log(1 - p) over the others.
+
+        Args:
+            features: (B, H), h̄ of the texts; they get no gradient.
+            draw: Says which texts are English.
+
+        Raises:
+            ValueError: The draw does not say so.
+        """
+        english = _english(draw)
+        loss, logits = discriminator_loss(
+            features, english, self.weight, self.bias, draw.counted, backend=self.backend
+        )
+        right = ((logits > 0) == english).float()
+        if draw.counted is None:
+            return Discrimination(loss, right.mean())
+        return Discrimination(loss, (right * draw.counted).sum() / draw.counted.sum())
+
+    def generator_loss(self, features: Tensor, draw: PackedBatch) -> Tensor:
+        """L_G (Algorithm 1, lines 15 to 17), (): L_D with flipped labels. Arguments and errors as
+        of `loss`; gradients go to the features alone.
+        """
+        loss, _ = generator_loss(
+            features, _english(draw), self.weight, self.bias, draw.counted, backend=self.backend
+        )
+        return loss
+
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """w_D · h̄ + b_D of features (N, H) on the host, (N,) float32: positive for English."""
+        weight, bias = (p.detach().float().cpu().numpy() for p in (self.weight[0], self.bias))
+        result: NDArray[np.float32] = features @ weight + bias
+        return result
+
+
+class AllLanguagesDiscriminator(nn.Linear):
+    """A softmax over K languages. With two it is the paper's discriminator written twice, once a
+    side, and so are its losses.
+
+    Args:
+        hidden_size: H.
+        languages: K.
+        std: Of the initial weights, which are normal.
+        seed: What they are drawn from.
+    """
+
+    def __init__(self, hidden_size: int, languages: int, std: float, seed: int) -> None:
+        super().__init__(hidden_size, languages)
+        draw_weights(self, std, seed)
+
+    def loss(self, features: Tensor, draw: PackedBatch) -> Discrimination:
+        """Cross-entropy, the mean over the texts of a language and then over languages.
+
+        Args:
+            features: (B, H), h̄ of the texts; they get no gradient.
+            draw: Says which language each text is in.
+
+        Raises:
+            ValueError: The draw does not say so.
+        """
+        languages = _languages(draw)
+        logits = self(features.detach())
+        loss = _by_language(F.cross_entropy(logits, languages, reduction="none"), languages)
+        return Discrimination(loss, (logits.argmax(1) == languages).float().mean())
+
+    def generator_loss(self, features: Tensor, draw: PackedBatch) -> Tensor:
+        """-log(1 - p) of each text's own language, (), the mean as in `loss`; for two languages
+        that is the paper's cross-entropy with flipped labels. Gradients go to the features alone.
+        """
+        languages = _languages(draw)
+        logits = F.linear(features, self.weight.detach(), self.bias.detach())
+        own = F.one_hot(languages, logits.shape[1]).bool()
+        others = logits.masked_fill(own, float("-inf")).logsumexp(1)
+        return _by_language(logits.logsumexp(1) - others, languages)
+
+
+def _english(draw: PackedBatch) -> Tensor:
+    if draw.english is None:
+        raise ValueError(
+            "the batch does not say which texts are English, expected one made by "
+            "collate(other_texts, english_texts)"
+        )
+    return draw.english
+
+
+def _languages(draw: PackedBatch) -> Tensor:
+    if draw.languages is None:
+        raise ValueError("the batch does not say which languages its texts are in")
+    return draw.languages
+
+
+def _by_language(losses: Tensor, languages: Tensor) -> Tensor:
+    """(): the mean over languages of the means over their texts."""
+    counts = torch.bincount(languages)
+    weights = 1.0 / (counts[languages] * (counts > 0).sum())
+    return (losses * weights).sum()
