@@ -279,7 +279,7 @@ class AdversarialFinetuner:
             quiet=quiet,
             trackers=trackers,
             observer=observer,
-            export=export,
+            exports=export,
         )
         return run.go(resume)
 

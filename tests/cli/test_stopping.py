@@ -121,7 +121,7 @@ def test_stopped_for_good_before_the_first_checkpoint(
         raise KeyboardInterrupt("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fastadv.run.fit.Run, "_evaluate", lambda self, bar: stop(self))
+        patch.setattr(fastadv.run.fit.Run, "evaluate", lambda self: stop(self))
         assert main(train(model, "--dev", "en.train", *LONG, "--config.eval_every", "2")) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     begin, _, again = said.partition(" with: ")

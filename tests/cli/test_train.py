@@ -189,11 +189,11 @@ def test_a_stopped_twin_goes_on_and_the_first_run_is_not_repeated(
     steps: list[bool] = []
     after_step = fastadv.run.fit.Run._after_step
 
-    def stop_in_the_twin(self: fastadv.run.fit.Run, bar: object) -> None:
+    def stop_in_the_twin(self: fastadv.run.fit.Run) -> None:
         steps.append(self.config.adversarial)
-        after_step(self, bar)  # type: ignore[arg-type]
+        after_step(self)
         if steps.count(False) == 1 and not self.config.adversarial:
-            self._checkpoint()
+            self.checkpoint()
             raise KeyboardInterrupt("stopped")
 
     monkeypatch.setattr(fastadv.run.fit.Run, "_after_step", stop_in_the_twin)
@@ -263,7 +263,7 @@ def test_a_run_is_freed_before_its_twin(
 
     def watched(self: fastadv.run.fit.Run, resume: bool) -> History:
         alive.append(sum(tuner() is not None for tuner in held))
-        held.append(weakref.ref(self.tuner))
+        held.append(weakref.ref(self.trained))
         return go(self, resume)
 
     monkeypatch.setattr(fastadv.run.fit.Run, "go", watched)

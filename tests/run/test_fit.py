@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fastadv import AdversarialFinetuner, FinetuneConfig, Stopped
 from fastadv.records.history import History
 from fastadv.run import fit as fit_module
+from fastadv.run import loop as loop_module
 from fastadv.run.checkpoint import load_checkpoint, previous_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +103,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(
     fit(finetuner(), tmp_path / "whole")
     tuner = finetuner()
     run = tmp_path / "run"
-    saved = fit_module.save_checkpoint
+    saved = loop_module.save_checkpoint
     with monkeypatch.context() as patch:
 
         def save(*arguments: Any) -> None:
@@ -110,7 +111,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(
                 raise OSError(f"{run / CHECKPOINT}: cannot write the checkpoint: disk full")
             saved(*arguments)
 
-        patch.setattr(fit_module, "save_checkpoint", save)
+        patch.setattr(loop_module, "save_checkpoint", save)
         with pytest.raises(OSError, match="disk full; stopped at step 6, the checkpoint of step 4"):
             fit(tuner, run)
     fit(finetuner(), run, resume=True)
