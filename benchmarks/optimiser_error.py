@@ -30,7 +30,7 @@ from torch.nn.parameter import Parameter
 
 from fastadv.ops.adam import adam
 from fastadv.optim.host_embedding import HostEmbedding
-from fastadv.weights.residuals import Residuals
+from fastadv.weights.compensations import Compensations
 
 RATES = (2e-6, 2e-8)
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -134,7 +134,7 @@ class Dense(System):
 
     def __init__(self, start: Tensor) -> None:
         self.table = start.float()
-        self.residual = torch.zeros_like(self.table, dtype=torch.bfloat16)
+        self.compensation = torch.zeros_like(self.table, dtype=torch.bfloat16)
         self.moments = [(torch.zeros_like(self.table), torch.zeros_like(self.table)) for _ in RATES]
         self.steps = [0 for _ in RATES]
 
@@ -143,11 +143,11 @@ class Dense(System):
         grad[event.rows] = event.grads.float()
         self.steps[event.owner] += 1
         exp_avg, exp_avg_sq = self.moments[event.owner]
-        adam([self.table], [self.residual], [grad], [exp_avg], [exp_avg_sq],
+        adam([self.table], [self.compensation], [grad], [exp_avg], [exp_avg_sq],
              [self.steps[event.owner]], lr=lr, beta1=BETAS[0], beta2=BETAS[1], eps=EPS)  # fmt: skip
 
     def value(self) -> Tensor:
-        return self.table.double() + self.residual.double()
+        return self.table.double() + self.compensation.double()
 
 
 class HighAndLow(Dense):
@@ -161,7 +161,7 @@ class HighAndLow(Dense):
     def step(self, event: Event, lr: float) -> None:
         # The step from a weight of zero is the displacement itself.
         self.table.zero_()
-        self.residual.zero_()
+        self.compensation.zero_()
         super().step(event, lr)
         low = self.low + self.table
         whole = self.high.double() + low.double()
@@ -177,7 +177,7 @@ class Deferred(System):
 
     def __init__(self, start: Tensor) -> None:
         table = Parameter(start.float())
-        self.deferral = HostEmbedding(table, Residuals().of(table), None)
+        self.deferral = HostEmbedding(table, Compensations().of(table), None)
         self.owners = [self.deferral.add_owner(BETAS, EPS) for _ in RATES]
 
     def step(self, event: Event, lr: float) -> None:
@@ -189,8 +189,8 @@ class Deferred(System):
     def value(self) -> Tensor:
         twin = copy.deepcopy(self.deferral)
         twin.flush()
-        assert twin.residual is not None
-        return twin.table.detach().double() + twin.residual.double()
+        assert twin.compensation is not None
+        return twin.table.detach().double() + twin.compensation.double()
 
 
 SYSTEMS: dict[str, Callable[[Tensor], System]] = {

@@ -210,7 +210,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def moved_bytes(trainer: Trainer, layouts: bool) -> int:
     """What both updates must move of the weights but the table: gradient 4, moments 16, weight and
-    residual 12, and 4 of both layouts of a matrix.
+    compensation 12, and 4 of both layouts of a matrix.
     """
     total = 0
     for phase in ("task", "generator"):

@@ -30,7 +30,7 @@ struct Piece {
   const AdamStep<T>* step;
   const T* grad;
   T* weight;
-  residual_t<T>* residual;
+  compensation_t<T>* compensation;
   T *exp_avg, *exp_avg_sq;
   // Row and rows of a weight (n, k) with layouts; elements of another.
   int64_t begin, count, n, k;
@@ -59,7 +59,8 @@ struct Piece {
 
   void update(int64_t from, int64_t elements) const {
     adam_row(step, grad + from, elements, weight + from,
-             residual == nullptr ? nullptr : residual + from, exp_avg + from, exp_avg_sq + from);
+             compensation == nullptr ? nullptr : compensation + from, exp_avg + from,
+             exp_avg_sq + from);
   }
 };
 
@@ -106,7 +107,7 @@ at::Tensor gradient_norm_cpu(at::TensorList grads) {
   return norm;
 }
 
-void adam_cpu(at::TensorList weights, at::TensorList residuals, at::TensorList grads,
+void adam_cpu(at::TensorList weights, at::TensorList compensations, at::TensorList grads,
               at::TensorList exp_avgs, at::TensorList exp_avg_sqs, at::TensorList forwards,
               at::TensorList backwards, at::IntArrayRef steps, double lr, double beta1,
               double beta2, double eps, double weight_decay, double grad_scale) {
@@ -117,7 +118,7 @@ void adam_cpu(at::TensorList weights, at::TensorList residuals, at::TensorList g
     TORCH_CHECK_VALUE(found == count, "found ", found, " tensors in ", name, ", expected ", count,
                       ", one a weight");
   };
-  if (!wide) as_many(residuals.size(), "residuals");
+  if (!wide) as_many(compensations.size(), "compensations");
   as_many(grads.size(), "grads");
   as_many(exp_avgs.size(), "exp_avgs");
   as_many(exp_avg_sqs.size(), "exp_avg_sqs");
@@ -134,7 +135,7 @@ void adam_cpu(at::TensorList weights, at::TensorList residuals, at::TensorList g
     std::vector<Piece<T>> pieces;
     for (size_t i = 0; i < count; ++i) {
       const at::Tensor& w = weights[i];
-      check_adam(w, wide ? w : residuals[i], exp_avgs[i], exp_avg_sqs[i]);
+      check_adam(w, wide ? w : compensations[i], exp_avgs[i], exp_avg_sqs[i]);
       check_dtype(w, weights[0].scalar_type(), "weight");
       check_dense(grads[i], w.scalar_type(), w.sizes(), "grad");
       TORCH_CHECK_VALUE(steps[i] > 0, "steps holds ", steps[i], ", expected at least 1");
@@ -142,7 +143,7 @@ void adam_cpu(at::TensorList weights, at::TensorList residuals, at::TensorList g
       Piece<T> whole{&numbers.back(),
                      grads[i].const_data_ptr<T>(),
                      w.mutable_data_ptr<T>(),
-                     wide ? nullptr : residuals[i].mutable_data_ptr<residual_t<T>>(),
+                     wide ? nullptr : compensations[i].mutable_data_ptr<compensation_t<T>>(),
                      exp_avgs[i].mutable_data_ptr<T>(),
                      exp_avg_sqs[i].mutable_data_ptr<T>(),
                      0,
@@ -174,10 +175,11 @@ void adam_cpu(at::TensorList weights, at::TensorList residuals, at::TensorList g
 }  // namespace fastadv
 
 // weight - lr * m^ / (sqrt(v^) + eps) - lr * weight_decay * weight, in place. A float32 weight has
-// its low bits in a bfloat16 residual; layouts of `linear_pack`, where given, are written anew.
+// its low bits in a bfloat16 compensation; layouts of `linear_pack`, where given, are written anew.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
-      "adam(Tensor(a!)[] weights, Tensor(b!)[] residuals, Tensor[] grads, Tensor(c!)[] exp_avgs,"
+      "adam(Tensor(a!)[] weights, Tensor(b!)[] compensations, Tensor[] grads, Tensor(c!)[] "
+      "exp_avgs,"
       " Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] forward_layouts, Tensor(f!)[] backward_layouts,"
       " int[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
       " float grad_scale) -> ()");

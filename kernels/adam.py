@@ -17,17 +17,30 @@ from .launch import in_fours, on_device, rounded
 
 BLOCK = 1024
 
+# Places in step_scalars (10,) float64, as `StepScalar` of fastadv/ops/adam.py has them.
+BETA1 = tl.constexpr(0)
+ONE_MINUS_BETA1 = tl.constexpr(1)
+BETA2 = tl.constexpr(2)
+ONE_MINUS_BETA2 = tl.constexpr(3)
+CORRECTED_LR = tl.constexpr(4)
+ROOT_CORRECTION = tl.constexpr(5)
+EPS = tl.constexpr(6)
+DECAY = tl.constexpr(7)
+GRAD_SCALE = tl.constexpr(8)
+IS_STEP = tl.constexpr(9)
+STEP_SCALARS = tl.constexpr(10)
+
 
 @triton.jit
-def move_weight(weight, residual, at, moved, inside, HAS_RESIDUAL: tl.constexpr):
-    """weight + residual += moved; the remainder of the sum is exact (Knuth's two-sum)."""
+def move_weight(weight, compensation, at, moved, inside, HAS_COMPENSATION: tl.constexpr):
+    """weight + compensation += moved; the remainder of the sum is exact (Knuth's two-sum)."""
     w = tl.load(weight + at, mask=inside, other=0.0)
-    if HAS_RESIDUAL:
-        more = tl.load(residual + at, mask=inside, other=0.0).to(w.dtype) + moved
+    if HAS_COMPENSATION:
+        more = tl.load(compensation + at, mask=inside, other=0.0).to(w.dtype) + moved
         total = w + more
         part = total - w
         rest = (w - (total - part)) + (more - part)
-        tl.store(residual + at, rounded(rest, tl.bfloat16), mask=inside)
+        tl.store(compensation + at, rounded(rest, tl.bfloat16), mask=inside)
     else:
         total = w + moved
     tl.store(weight + at, total, mask=inside)
@@ -36,36 +49,46 @@ def move_weight(weight, residual, at, moved, inside, HAS_RESIDUAL: tl.constexpr)
 
 @triton.jit
 def adam_update(
-    weight, residual, exp_avg, exp_avg_sq, at, grad, inside, numbers, HAS_RESIDUAL: tl.constexpr
+    weight,
+    compensation,
+    exp_avg,
+    exp_avg_sq,
+    at,
+    grad,
+    inside,
+    step_scalars,
+    HAS_COMPENSATION: tl.constexpr,
 ):
-    """One step on the elements `at`, whose gradient is given; `numbers` as of `step_numbers`.
-    Gives back what the weights become."""
+    """One step on the elements `at`, whose gradient is given; `step_scalars` as of
+    `make_step_scalars`. Gives back what the weights become."""
     acc_type = weight.dtype.element_ty
-    g = grad * tl.load(numbers + 8).to(acc_type)
-    m = tl.load(numbers).to(acc_type) * tl.load(exp_avg + at, mask=inside, other=0.0)
-    m += tl.load(numbers + 1).to(acc_type) * g
-    v = tl.load(numbers + 2).to(acc_type) * tl.load(exp_avg_sq + at, mask=inside, other=0.0)
-    v += tl.load(numbers + 3).to(acc_type) * g * g
+    g = grad * tl.load(step_scalars + GRAD_SCALE).to(acc_type)
+    m = tl.load(step_scalars + BETA1).to(acc_type) * tl.load(exp_avg + at, mask=inside, other=0.0)
+    m += tl.load(step_scalars + ONE_MINUS_BETA1).to(acc_type) * g
+    beta2 = tl.load(step_scalars + BETA2).to(acc_type)
+    v = beta2 * tl.load(exp_avg_sq + at, mask=inside, other=0.0)
+    v += tl.load(step_scalars + ONE_MINUS_BETA2).to(acc_type) * g * g
     tl.store(exp_avg + at, m, mask=inside)
     tl.store(exp_avg_sq + at, v, mask=inside)
-    root = tl.sqrt(v) * tl.load(numbers + 5).to(acc_type) + tl.load(numbers + 6).to(acc_type)
-    moved = -tl.load(numbers + 4).to(acc_type) * m / root
-    decay = tl.load(numbers + 7).to(acc_type)
+    root = tl.sqrt(v) * tl.load(step_scalars + ROOT_CORRECTION).to(acc_type)
+    root += tl.load(step_scalars + EPS).to(acc_type)
+    moved = -tl.load(step_scalars + CORRECTED_LR).to(acc_type) * m / root
+    decay = tl.load(step_scalars + DECAY).to(acc_type)
     moved -= decay * tl.load(weight + at, mask=inside, other=0.0)
-    return move_weight(weight, residual, at, moved, inside, HAS_RESIDUAL)
+    return move_weight(weight, compensation, at, moved, inside, HAS_COMPENSATION)
 
 
 @triton.jit(do_not_specialize=("count",))
 def _adam_kernel(
-    weight, residual, grad, exp_avg, exp_avg_sq, low, numbers, count,
-    HAS_RESIDUAL: tl.constexpr, HAS_LOW: tl.constexpr, SIZE: tl.constexpr,
+    weight, compensation, grad, exp_avg, exp_avg_sq, low, step_scalars, count,
+    HAS_COMPENSATION: tl.constexpr, HAS_LOW: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    if tl.load(numbers + 9) != 0:
+    if tl.load(step_scalars + IS_STEP) != 0:
         at = tl.program_id(0).to(tl.int64) * SIZE + in_fours(SIZE)
         inside = at < count
         g = tl.load(grad + at, mask=inside, other=0.0)
         now = adam_update(
-            weight, residual, exp_avg, exp_avg_sq, at, g, inside, numbers, HAS_RESIDUAL
+            weight, compensation, exp_avg, exp_avg_sq, at, g, inside, step_scalars, HAS_COMPENSATION
         )
         if HAS_LOW:
             tl.store(low + at, rounded(now, low.dtype.element_ty), mask=inside)
@@ -73,7 +96,7 @@ def _adam_kernel(
 
 @triton.jit
 def _begin_kernel(
-    norm, rates, counters, flags, scaler, numbers, log, base, clocks, capacity,
+    norm, rates, counters, flags, scaler, step_scalars, log, base, clocks, capacity,
     SKIPS: tl.constexpr, HAS_SCALER: tl.constexpr, HAS_LOG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # One program: every clock of an optimiser.
@@ -96,17 +119,17 @@ def _begin_kernel(
     lr = tl.load(rates + 3)
     rate, root = lr / corrected1, 1.0 / tl.sqrt(corrected2)
     clip = tl.minimum(tl.load(rates + 5) / (size / scale + 1e-6), 1.0)
-    to, none = numbers + clock * 10, clock.to(tl.float64) * 0
-    tl.store(to, none + tl.load(rates), mask=inside)
-    tl.store(to + 1, none + (1.0 - tl.load(rates)), mask=inside)
-    tl.store(to + 2, none + tl.load(rates + 1), mask=inside)
-    tl.store(to + 3, none + (1.0 - tl.load(rates + 1)), mask=inside)
-    tl.store(to + 4, rate, mask=inside)
-    tl.store(to + 5, root, mask=inside)
-    tl.store(to + 6, none + tl.load(rates + 2), mask=inside)
-    tl.store(to + 7, none + lr * tl.load(rates + 4), mask=inside)
-    tl.store(to + 8, none + clip / scale, mask=inside)
-    tl.store(to + 9, none + go.to(tl.float64), mask=inside)
+    to, none = step_scalars + clock * STEP_SCALARS, clock.to(tl.float64) * 0
+    tl.store(to + BETA1, none + tl.load(rates), mask=inside)
+    tl.store(to + ONE_MINUS_BETA1, none + (1.0 - tl.load(rates)), mask=inside)
+    tl.store(to + BETA2, none + tl.load(rates + 1), mask=inside)
+    tl.store(to + ONE_MINUS_BETA2, none + (1.0 - tl.load(rates + 1)), mask=inside)
+    tl.store(to + CORRECTED_LR, rate, mask=inside)
+    tl.store(to + ROOT_CORRECTION, root, mask=inside)
+    tl.store(to + EPS, none + tl.load(rates + 2), mask=inside)
+    tl.store(to + DECAY, none + lr * tl.load(rates + 4), mask=inside)
+    tl.store(to + GRAD_SCALE, none + clip / scale, mask=inside)
+    tl.store(to + IS_STEP, none + go.to(tl.float64), mask=inside)
     if HAS_LOG:
         # Clock 0 is the table's.
         entry = t - tl.load(base) - 1
@@ -129,7 +152,7 @@ def _begin_kernel(
             tl.store(scaler + 1, tl.where(full, 0.0, good))
 
 
-def step_numbers(
+def make_step_scalars(
     like: Tensor,
     step: int,
     lr: float,
@@ -145,7 +168,7 @@ def step_numbers(
 
     A tensor, since Triton rounds numbers that it is given to float32.
     """
-    numbers = [
+    step_scalars = [
         beta1,
         1 - beta1,
         beta2,
@@ -157,7 +180,7 @@ def step_numbers(
         grad_scale,
         1.0,
     ]
-    return torch.tensor(numbers, dtype=torch.float64).to(like.device, non_blocking=True)
+    return torch.tensor(step_scalars, dtype=torch.float64).to(like.device, non_blocking=True)
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
@@ -167,7 +190,7 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
 
 def adam(
     weights: Sequence[Tensor],
-    residuals: Sequence[Tensor],
+    compensations: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
@@ -186,12 +209,12 @@ def adam(
     known: dict[int, Tensor] = {}
     for i, (weight, step) in enumerate(zip(weights, steps, strict=True)):
         if step not in known:
-            known[step] = step_numbers(
+            known[step] = make_step_scalars(
                 weight, step, lr, beta1, beta2, eps, weight_decay, grad_scale
             )
         adam_apply(
             weight,
-            residuals[i] if residuals else None,
+            compensations[i] if compensations else None,
             grads[i],
             exp_avgs[i],
             exp_avg_sqs[i],
@@ -202,28 +225,28 @@ def adam(
 
 def adam_apply(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     grad: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     low: Tensor | None,
-    numbers: Tensor,
+    step_scalars: Tensor,
 ) -> None:
-    """One step on a tensor with numbers (10,) as of `step_numbers` or `adam_begin`."""
+    """One step on a tensor with step_scalars (10,) as of `make_step_scalars` or `adam_begin`."""
     count = weight.numel()
     if count == 0:
         return
     with on_device(weight):
         _adam_kernel[(triton.cdiv(count, BLOCK),)](
             weight,
-            weight if residual is None else residual,
+            weight if compensation is None else compensation,
             grad,
             exp_avg,
             exp_avg_sq,
             weight if low is None else low,
-            numbers,
+            step_scalars,
             count,
-            HAS_RESIDUAL=residual is not None,
+            HAS_COMPENSATION=compensation is not None,
             HAS_LOW=low is not None,
             SIZE=BLOCK,
         )
@@ -235,12 +258,12 @@ def adam_begin(
     counters: Tensor,
     flags: Tensor,
     scaler: Tensor | None,
-    numbers: Tensor,
+    step_scalars: Tensor,
     log: Tensor | None,
     base: Tensor | None,
     skips: bool,
 ) -> None:
-    """Whether there is a step, and its numbers; fastadv/ops/adam.py says of what."""
+    """Whether there is a step, and its scalars; fastadv/ops/adam.py says of what."""
     clocks = counters.shape[0]
     with on_device(norm):
         _begin_kernel[(1,)](
@@ -249,7 +272,7 @@ def adam_begin(
             counters,
             flags,
             rates if scaler is None else scaler,
-            numbers,
+            step_scalars,
             rates if log is None else log,
             counters if base is None else base,
             clocks,

@@ -13,33 +13,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adam import adam_update, move_weight, step_numbers
+from .adam import IS_STEP, adam_update, make_step_scalars, move_weight
 from .launch import block_of, in_fours, on_device, steps
 
 
 @triton.jit
 def _update_kernel(
-    weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, row_steps, counter,
-    WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
+    weight, compensation, exp_avg, exp_avg_sq, rows, grads, step_scalars, row_steps, counter,
+    WIDTH: tl.constexpr, HAS_COMPENSATION: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # One program: a row.
     i = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + i)
-    if (row >= 0) & (tl.load(numbers + 9) != 0):
+    if (row >= 0) & (tl.load(step_scalars + IS_STEP) != 0):
         columns = in_fours(BLOCK)
         inside = columns < WIDTH
         at = row * WIDTH + columns
         g = tl.load(grads + i * WIDTH + columns, mask=inside, other=0.0)
-        adam_update(weight, residual, exp_avg, exp_avg_sq, at, g, inside, numbers, HAS_RESIDUAL)
+        adam_update(
+            weight, compensation, exp_avg, exp_avg_sq, at, g, inside, step_scalars, HAS_COMPENSATION
+        )
         if COUNTS:
             tl.store(row_steps + row, tl.load(counter).to(tl.int32))
 
 
 @triton.jit
 def _catch_up_kernel(
-    weight, residual, exp_avg, exp_avg_sq, rows, starts, counter, base, log, powers, rates,
+    weight, compensation, exp_avg, exp_avg_sq, rows, starts, counter, base, log, powers, rates,
     capacity, terms,
-    WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, HAS_COMPENSATION: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # One program: a row, so that nobody else reads or writes its start.
     acc_type = weight.dtype.element_ty
@@ -68,7 +70,7 @@ def _catch_up_kernel(
             decay2 = tl.exp(missed * tl.load(rates + 7)).to(acc_type)
             tl.store(exp_avg + at, m * decay1, mask=inside)
             tl.store(exp_avg_sq + at, v * decay2, mask=inside)
-            move_weight(weight, residual, at, -m * total, inside, HAS_RESIDUAL)
+            move_weight(weight, compensation, at, -m * total, inside, HAS_COMPENSATION)
             if COUNTS:
                 # The start is read by all threads, of which one may get here before another.
                 tl.debug_barrier()
@@ -77,7 +79,7 @@ def _catch_up_kernel(
 
 def embedding_adam(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -90,22 +92,24 @@ def embedding_adam(
     grad_scale: float,
 ) -> None:
     """One step on rows (U,) of a table (V, H) with gradients (U, H)."""
-    numbers = step_numbers(weight, step, lr, beta1, beta2, eps, 0.0, grad_scale)
-    embedding_adam_apply(weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, None, numbers)
+    step_scalars = make_step_scalars(weight, step, lr, beta1, beta2, eps, 0.0, grad_scale)
+    embedding_adam_apply(
+        weight, compensation, exp_avg, exp_avg_sq, rows, grads, step_scalars, None, step_scalars
+    )
 
 
 def embedding_adam_apply(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
     grads: Tensor,
-    numbers: Tensor,
+    step_scalars: Tensor,
     row_steps: Tensor | None,
     counter: Tensor,
 ) -> None:
-    """One step with numbers (10,) as of `adam_begin`; row -1 is none. row_steps (V,) int32, if
+    """One step with step_scalars (10,) as of `adam_begin`; row -1 is none. row_steps (V,) int32, if
     given, becomes counter (1,) on these rows."""
     count, width = grads.shape
     if grads.numel() == 0:
@@ -113,16 +117,16 @@ def embedding_adam_apply(
     with on_device(weight):
         _update_kernel[(count,)](
             weight,
-            weight if residual is None else residual,
+            weight if compensation is None else compensation,
             exp_avg,
             exp_avg_sq,
             rows,
             grads,
-            numbers,
+            step_scalars,
             rows if row_steps is None else row_steps,
             counter,
             WIDTH=width,
-            HAS_RESIDUAL=residual is not None,
+            HAS_COMPENSATION=compensation is not None,
             COUNTS=row_steps is not None,
             BLOCK=block_of(width, 1 << 20),
         )
@@ -130,7 +134,7 @@ def embedding_adam_apply(
 
 def embedding_adam_catch_up(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -155,7 +159,7 @@ def embedding_adam_catch_up(
     with on_device(weight):
         _catch_up_kernel[(count,)](
             weight,
-            weight if residual is None else residual,
+            weight if compensation is None else compensation,
             exp_avg,
             exp_avg_sq,
             rows,
@@ -168,7 +172,7 @@ def embedding_adam_catch_up(
             log.shape[1],
             powers.shape[1],
             WIDTH=width,
-            HAS_RESIDUAL=residual is not None,
+            HAS_COMPENSATION=compensation is not None,
             COUNTS=by_row,
             BLOCK=block_of(width, 1 << 20),
         )

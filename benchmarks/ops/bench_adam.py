@@ -38,7 +38,7 @@ class State:
         self.weights, self.grads, self.exp_avgs = new(0.02), new(1e-3), new(1e-3)
         # Not next to nothing anywhere: such a weight moves by hundreds of rates.
         self.exp_avg_sqs = [x.square() + 1e-8 for x in new(1e-3)]
-        self.residuals = [torch.zeros_like(x, dtype=torch.bfloat16) for x in self.weights]
+        self.compensations = [torch.zeros_like(x, dtype=torch.bfloat16) for x in self.weights]
         self.step = 10
 
 
@@ -46,7 +46,7 @@ def ours(backend: str, state: State, layouts: list[tuple[Tensor, Tensor]]) -> Ca
     def step() -> None:
         state.step += 1
         adam(
-            state.weights, state.residuals, state.grads, state.exp_avgs, state.exp_avg_sqs,
+            state.weights, state.compensations, state.grads, state.exp_avgs, state.exp_avg_sqs,
             [state.step] * len(state.weights), lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS,
             layouts=layouts, backend=backend,
         )  # fmt: skip
@@ -78,7 +78,7 @@ def fused(state: State, layouts: bool) -> Callable[[], None]:
 
 def flat(state: State, device: str) -> Callable[[], None]:
     """The tensors of `state` become parts of one each."""
-    lists = [state.weights, state.residuals, state.grads, state.exp_avgs, state.exp_avg_sqs]
+    lists = [state.weights, state.compensations, state.grads, state.exp_avgs, state.exp_avg_sqs]
     whole = [torch.cat([x.flatten() for x in tensors]) for tensors in lists]
     sizes = [x.numel() for x in state.weights]
     for tensors, one in zip(lists, whole, strict=True):
@@ -136,8 +136,9 @@ def test_bench(benchmark: Any, way: str, device: str) -> None:
     step = step_of(way, state, device)
     check(way, device)
     benchmark.pedantic(synchronised(step, device), rounds=20, warmup_rounds=3)
-    # Reads weight, gradient and both moments, writes all but the gradient; two bytes of a residual
-    # both ways, and four of two layouts; flat, the gradient once more for its norm, and a copy.
+    # Reads weight, gradient and both moments, writes all but the gradient; two bytes of a
+    # compensation both ways, and four of two layouts; flat, the gradient once more for its norm,
+    # and a copy.
     moved = 28 + 4 * ("fused" not in way) + 4 * ("layouts" in way) + 6 * (way == "flat")
     benchmark.extra_info["GB/s"] = round(
         moved * count / median_seconds(benchmark, step, device) / 1e9, 2

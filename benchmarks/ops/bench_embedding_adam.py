@@ -42,14 +42,16 @@ class Table:
         # Not below the square of 1e-4: a row that got no gradient to speak of moves by hundreds of
         # rates.
         self.exp_avg_sq = new(WORDS, 1e-3).square() + 1e-8
-        self.residual = torch.zeros_like(self.weight).bfloat16() if dtype == torch.float32 else None
+        self.compensation = (
+            torch.zeros_like(self.weight).bfloat16() if dtype == torch.float32 else None
+        )
         self.grads = new(ROWS, 1e-3)
         self.rows = torch.randperm(WORDS, generator=random)[:ROWS].sort().values.to(device)
         self.starts = torch.randint(START, STEP, (ROWS,), generator=random)
         self.lrs = torch.linspace(2e-5, 1e-5, MISSED, dtype=torch.float64)
 
     def tables(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        return self.weight, self.residual, self.exp_avg, self.exp_avg_sq, self.rows
+        return self.weight, self.compensation, self.exp_avg, self.exp_avg_sq, self.rows
 
     def catch_up(self, function: Callable[..., None], **options: Any) -> None:
         function(
@@ -91,6 +93,6 @@ def test_bench(benchmark: Any, what: str, way: str, device: str) -> None:
     rounds = 3 if (what, way) == ("catch_up", "torch") else 20
     timed = synchronised(step, device)
     benchmark.pedantic(timed, setup=restore, rounds=rounds, warmup_rounds=1)
-    # Weight, both moments and residual, both ways; a gradient, which missed steps have none of.
+    # Weight, both moments and compensation, both ways; a gradient, which missed steps have none of.
     moved = (28 + 4 * (what == "update")) * ROWS * HIDDEN
     benchmark.extra_info["GB/s"] = round(moved / benchmark.stats.stats.median / 1e9, 2)

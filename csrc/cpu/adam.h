@@ -13,9 +13,9 @@
 
 namespace fastadv {
 
-// A float32 weight is the rounded value of weight + residual; float64 has bits to spare.
+// A float32 weight is the rounded value of weight + compensation; float64 has bits to spare.
 template <typename T>
-using residual_t = std::conditional_t<std::is_same_v<T, float>, c10::BFloat16, double>;
+using compensation_t = std::conditional_t<std::is_same_v<T, float>, c10::BFloat16, double>;
 
 // The numbers of one step, t = 1, 2, ...
 template <typename T>
@@ -35,13 +35,13 @@ struct AdamStep {
         scale(static_cast<T>(grad_scale)) {}
 };
 
-// weight + residual += delta. The sum of two floats is a float and a remainder, found exactly
+// weight + compensation += delta. The sum of two floats is a float and a remainder, found exactly
 // whichever is larger (Knuth, TAOCP volume 2, 4.2.2, theorem B).
-FASTADV_INLINE void move_weight(float delta, float* weight, c10::BFloat16* residual) {
-  const float more = widen(*residual) + delta;
+FASTADV_INLINE void move_weight(float delta, float* weight, c10::BFloat16* compensation) {
+  const float more = widen(*compensation) + delta;
   const float sum = *weight + more;
   const float part = sum - *weight;
-  narrow((*weight - (sum - part)) + (more - part), residual);
+  narrow((*weight - (sum - part)) + (more - part), compensation);
   *weight = sum;
 }
 
@@ -52,7 +52,7 @@ FASTADV_INLINE double root_of(double x) { return __builtin_sqrt(x); }
 
 template <typename T>
 FASTADV_INLINE void adam_row_body(const AdamStep<T>* step, const T* grad, int64_t count, T* weight,
-                                  residual_t<T>* residual, T* exp_avg, T* exp_avg_sq) {
+                                  compensation_t<T>* compensation, T* exp_avg, T* exp_avg_sq) {
   const AdamStep<T> s = *step;
 #pragma omp simd
   for (int64_t j = 0; j < count; ++j) {
@@ -62,12 +62,12 @@ FASTADV_INLINE void adam_row_body(const AdamStep<T>* step, const T* grad, int64_
     exp_avg[j] = m;
     exp_avg_sq[j] = v;
     const T moved = -s.step_size * m / (root_of(v) * s.root + s.eps) - s.decay * weight[j];
-    move_weight(moved, weight + j, residual + j);
+    move_weight(moved, weight + j, compensation + j);
   }
 }
 
 // What the two operations share of their arguments.
-inline void check_adam(const at::Tensor& weight, const at::Tensor& residual,
+inline void check_adam(const at::Tensor& weight, const at::Tensor& compensation,
                        const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq) {
   const auto dtype = weight.scalar_type();
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble, "weight has dtype ", dtype,
@@ -80,7 +80,7 @@ inline void check_adam(const at::Tensor& weight, const at::Tensor& residual,
                       ", expected a contiguous tensor");
   };
   check(weight, dtype, "weight");
-  if (dtype == at::kFloat) check(residual, at::kBFloat16, "residual");
+  if (dtype == at::kFloat) check(compensation, at::kBFloat16, "compensation");
   check(exp_avg, dtype, "exp_avg");
   check(exp_avg_sq, dtype, "exp_avg_sq");
 }

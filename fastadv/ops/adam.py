@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fastadv.ops.dtypes import check_contiguous, check_dtype, check_like
 
 def adam_ref(
     weights: Sequence[Tensor],
-    residuals: Sequence[Tensor],
+    compensations: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
@@ -41,23 +42,24 @@ def adam_ref(
         if weight.dtype == torch.float64:
             weight.add_(moved)
         else:
-            move_ref(weight, residuals[i], moved)
+            move_ref(weight, compensations[i], moved)
 
 
-def move_ref(weight: Tensor, residual: Tensor, moved: Tensor) -> None:
-    """weight + residual += moved: the float32 sum and, exactly, what its rounding left (Knuth,
-    TAOCP volume 2, section 4.2.2, theorem B), of which the residual keeps bfloat16's eight bits.
+def move_ref(weight: Tensor, compensation: Tensor, moved: Tensor) -> None:
+    """weight + compensation += moved: the float32 sum and, exactly, what its rounding left (Knuth,
+    TAOCP volume 2, section 4.2.2, theorem B), of which the compensation keeps bfloat16's eight
+    bits.
     """
-    more = residual.to(weight.dtype) + moved
+    more = compensation.to(weight.dtype) + moved
     total = weight + more
     part = total - weight
-    residual.copy_((weight - (total - part)) + (more - part))
+    compensation.copy_((weight - (total - part)) + (more - part))
     weight.copy_(total)
 
 
 def adam(
     weights: Sequence[Tensor],
-    residuals: Sequence[Tensor],
+    compensations: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
@@ -79,9 +81,9 @@ def adam(
     (decoupled decay: Loshchilov & Hutter 2019).
 
     weights, grads, exp_avgs (m) and exp_avg_sqs (v) are float32 or float64 tensors, all of one type
-    and device, each weight's four of one shape. A float32 weight w has a residual r, bfloat16: the
-    weight is w + r, 33 bits, and w is its rounded value; the step adds to both. float64 has none:
-    `residuals` is empty then. `steps` are t of each tensor, from 1.
+    and device, each weight's four of one shape. A float32 weight w has a compensation r, bfloat16:
+    the weight is w + r, 33 bits, and w is its rounded value; the step adds to both. float64 has
+    none: `compensations` is empty then. `steps` are t of each tensor, from 1.
 
     Args:
         layouts: Of every weight, matrices all of them, what `fastadv::linear_pack` made of it in
@@ -94,19 +96,19 @@ def adam(
     if not weights:
         return
     check_rates(lr, beta1, beta2, eps)
-    _check(weights, residuals, grads, exp_avgs, exp_avg_sqs, steps)
+    _check(weights, compensations, grads, exp_avgs, exp_avg_sqs, steps)
     chosen = backends.resolve("adam", weights[0].device, backend)
     if layouts and chosen != "native":
         raise ValueError(f"found layouts with backend {chosen}, expected native")
     if chosen == "torch":
         with torch.no_grad():
             adam_ref(
-                weights, residuals, grads, exp_avgs, exp_avg_sqs, steps, lr=lr, beta1=beta1,
+                weights, compensations, grads, exp_avgs, exp_avg_sqs, steps, lr=lr, beta1=beta1,
                 beta2=beta2, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale,
             )  # fmt: skip
         return
     backends.kernels("adam", chosen).adam(
-        [w.detach() for w in weights], list(residuals), [g.contiguous() for g in grads],
+        [w.detach() for w in weights], list(compensations), [g.contiguous() for g in grads],
         list(exp_avgs), list(exp_avg_sqs), [a for a, _ in layouts], [b for _, b in layouts],
         list(steps), lr, beta1, beta2, eps, weight_decay, grad_scale,
     )  # fmt: skip
@@ -155,7 +157,7 @@ def check_rates(lr: float, beta1: float, beta2: float, eps: float) -> None:
 
 def _check(
     weights: Sequence[Tensor],
-    residuals: Sequence[Tensor],
+    compensations: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
@@ -171,7 +173,7 @@ def _check(
         "steps": steps,
     }
     if dtype == torch.float32:
-        lists["residuals"] = residuals
+        lists["compensations"] = compensations
     for name, found in lists.items():
         if len(found) != len(weights):
             raise ValueError(f"found {len(found)} in {name}, expected {len(weights)}, one a weight")
@@ -186,11 +188,31 @@ def _check(
                              ("exp_avg_sq", exp_avg_sqs[i])):  # fmt: skip
             check_contiguous(tensor, name)
         if dtype == torch.float32:
-            check_dtype(residuals[i], torch.bfloat16, "residual")
-            check_like(residuals[i], shape, weight, "residual")
-            check_contiguous(residuals[i], "residual")
+            check_dtype(compensations[i], torch.bfloat16, "compensation")
+            check_like(compensations[i], shape, weight, "compensation")
+            check_contiguous(compensations[i], "compensation")
         if steps[i] < 1:
             raise ValueError(f"steps holds {steps[i]}, expected at least 1")
+
+
+class StepScalar(IntEnum):
+    """Places in step_scalars (10,) float64: what one step of one clock needs."""
+
+    BETA1 = 0
+    ONE_MINUS_BETA1 = 1
+    BETA2 = 2
+    ONE_MINUS_BETA2 = 3
+    CORRECTED_LR = 4
+    """lr / (1 - beta1^t)."""
+    ROOT_CORRECTION = 5
+    """1 / sqrt(1 - beta2^t)."""
+    EPS = 6
+    DECAY = 7
+    """lr weight_decay."""
+    GRAD_SCALE = 8
+    """What gradients are multiplied by."""
+    IS_STEP = 9
+    """1, or 0 where the step is left out."""
 
 
 def rates_of(
@@ -215,7 +237,7 @@ def adam_begin_ref(
     counters: Tensor,
     flags: Tensor,
     scaler: Tensor | None,
-    numbers: Tensor,
+    step_scalars: Tensor,
     log: Tensor | None,
     base: Tensor | None,
     skips: bool,
@@ -232,7 +254,7 @@ def adam_begin_ref(
     rate, root = lr / (1 - (t * log1).exp()), (1 - (t * log2).exp()).rsqrt()
     factor = (clip / (size / scale + 1e-6)).clamp(max=1) / scale
     columns = [beta1, 1 - beta1, beta2, 1 - beta2, rate, root, eps, lr * decay, factor, go]
-    numbers.copy_(torch.stack([x.double().expand(len(counters)) for x in columns], 1))
+    step_scalars.copy_(torch.stack([x.double().expand(len(counters)) for x in columns], 1))
     if log is not None:
         assert base is not None
         entry = counters[:1] - base - 1
@@ -256,20 +278,19 @@ def adam_begin(
     counters: Tensor,
     flags: Tensor,
     scaler: Tensor | None,
-    numbers: Tensor,
+    step_scalars: Tensor,
     log: Tensor | None = None,
     base: Tensor | None = None,
     *,
     skips: bool,
     backend: str | None = None,
 ) -> None:
-    """Decides on the device whether there is a step, and works out its numbers.
+    """Decides on the device whether there is a step, and works out its scalars.
 
     There is one if the norm of the gradients is finite, and, unless `skips`, was finite in every
     step before: then weights stay as the last good step left them until the host looks. A step that
-    is left out counts in no clock. `numbers` becomes, for each clock at its step t: beta1,
-    1 - beta1, beta2, 1 - beta2, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, lr weight_decay,
-    what gradients are multiplied by, and 1 or, for no step, 0. With a scaler (Micikevicius et al.,
+    is left out counts in no clock. `step_scalars` becomes, for each clock at its step t, what
+    `StepScalar` names. With a scaler (Micikevicius et al.,
     ICLR 2018, section 3.2) gradients are of the loss times its scale, which doubles after so many
     finite steps in a row and halves after one that is not.
 
@@ -286,7 +307,7 @@ def adam_begin(
             one, and whether steps are paused: then none is done, and nothing counted.
         scaler: (3,) float64: the loss scale, finite steps since it last changed, and after how many
             of them it doubles; or None.
-        numbers: (C, 10) float64, what a step needs.
+        step_scalars: (C, 10) float64, see `StepScalar`.
         log: (2, L) float64, or None: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) of the table's
             steps t = base + 1 and on.
         base: (1,) int64, the steps before the first of the log; None without one.
@@ -299,39 +320,39 @@ def adam_begin(
     chosen = resolve_on_device(counters, backend)
     if chosen == "torch":
         with torch.no_grad():
-            adam_begin_ref(norm, rates, counters, flags, scaler, numbers, log, base, skips)
+            adam_begin_ref(norm, rates, counters, flags, scaler, step_scalars, log, base, skips)
         return
     backends.kernels("adam", chosen).adam_begin(
-        norm, rates, counters, flags, scaler, numbers, log, base, skips
+        norm, rates, counters, flags, scaler, step_scalars, log, base, skips
     )
 
 
 def adam_apply_ref(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     grad: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     low: Tensor | None,
-    numbers: Tensor,
+    step_scalars: Tensor,
 ) -> None:
     """What `adam_apply` does, in plain PyTorch."""
     keep1, take1, keep2, take2, rate, root, eps, decay, scale, go = (
-        x.to(weight.dtype) for x in numbers.unbind()
+        x.to(weight.dtype) for x in step_scalars.unbind()
     )
     g = grad * scale
     m = exp_avg * keep1 + g * take1
     v = exp_avg_sq * keep2 + g * g * take2
     moved = -rate * m / (v.sqrt() * root + eps) - decay * weight
-    if residual is None:
+    if compensation is None:
         after, rest = weight + moved, None
     else:
         # As in adam.move_ref: the sum, and what its rounding left.
-        more = residual.to(weight.dtype) + moved
+        more = compensation.to(weight.dtype) + moved
         after = weight + more
         part = after - weight
-        rest = ((weight - (after - part)) + (more - part)).to(residual.dtype)
-    for old, new in ((exp_avg, m), (exp_avg_sq, v), (weight, after), (residual, rest)):
+        rest = ((weight - (after - part)) + (more - part)).to(compensation.dtype)
+    for old, new in ((exp_avg, m), (exp_avg_sq, v), (weight, after), (compensation, rest)):
         if old is not None:
             assert new is not None
             old.copy_(torch.where(go != 0, new, old))
@@ -341,28 +362,28 @@ def adam_apply_ref(
 
 def adam_apply(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     grad: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     low: Tensor | None,
-    numbers: Tensor,
+    step_scalars: Tensor,
     *,
     backend: str | None = None,
 ) -> None:
-    """One step of `adam` on one contiguous tensor, in place, with numbers (10,) float64 of
+    """One step of `adam` on one contiguous tensor, in place, with step_scalars (10,) float64 of
     `adam_begin`; nothing where they say so.
 
-    weight, grad, exp_avg and exp_avg_sq are float32 or float64 of one shape; residual is bfloat16,
-    None for float64; low, if given, becomes the weight rounded to its type.
+    weight, grad, exp_avg and exp_avg_sq are float32 or float64 of one shape; compensation is
+    bfloat16, None for float64; low, if given, becomes the weight rounded to its type.
     """
     chosen = resolve_on_device(weight, backend)
     if chosen == "torch":
         with torch.no_grad():
-            adam_apply_ref(weight, residual, grad, exp_avg, exp_avg_sq, low, numbers)
+            adam_apply_ref(weight, compensation, grad, exp_avg, exp_avg_sq, low, step_scalars)
         return
     backends.kernels("adam", chosen).adam_apply(
-        weight, residual, grad, exp_avg, exp_avg_sq, low, numbers
+        weight, compensation, grad, exp_avg, exp_avg_sq, low, step_scalars
     )
 
 

@@ -1,4 +1,4 @@
-"""Adam on the rows of a table that a batch reads; the steps that other rows miss, made up later."""
+"""Adam on the rows of a table that a batch reads; the steps that other rows miss, done later."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from fastadv import backends
-from fastadv.ops.adam import adam_apply_ref, adam_ref, check_rates, rates_of, resolve_on_device
+from fastadv.ops.adam import (
+    StepScalar,
+    adam_apply_ref,
+    adam_ref,
+    check_rates,
+    rates_of,
+    resolve_on_device,
+)
 from fastadv.ops.dtypes import check_contiguous, check_dtype, check_like
 
 
 def embedding_adam_ref(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -29,7 +36,7 @@ def embedding_adam_ref(
     grad_scale: float = 1.0,
 ) -> None:
     """What `embedding_adam` does, in plain PyTorch."""
-    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if compensation is None else [compensation])]
     parts = [x[rows] for x in tensors]
     adam_ref(
         parts[:1], parts[3:], [grads], parts[1:2], parts[2:3], [step], lr=lr, beta1=beta1,
@@ -41,7 +48,7 @@ def embedding_adam_ref(
 
 def embedding_adam(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -57,9 +64,9 @@ def embedding_adam(
 ) -> None:
     """`adam` on rows of a table, in place; other rows are left as they are, moments too.
 
-    weight, exp_avg and exp_avg_sq are (V, H), float32 or float64; residual is (V, H) bfloat16, None
-    for float64; rows (U,) int64, ascending, each once; grads (U, H) in weight's dtype. step is t,
-    from 1, and moments of `rows` are those of step t - 1.
+    weight, exp_avg and exp_avg_sq are (V, H), float32 or float64; compensation is (V, H) bfloat16,
+    None for float64; rows (U,) int64, ascending, each once; grads (U, H) in weight's dtype. step is
+    t, from 1, and moments of `rows` are those of step t - 1.
 
     Raises:
         ValueError: A shape, dtype, device or number does not fit; on a CPU, a row is not in the
@@ -67,7 +74,7 @@ def embedding_adam(
         RuntimeError: The backend asked for cannot run.
     """
     check_rates(lr, beta1, beta2, eps)
-    _check(weight, residual, exp_avg, exp_avg_sq, rows)
+    _check(weight, compensation, exp_avg, exp_avg_sq, rows)
     check_dtype(grads, weight.dtype, "grads")
     check_like(grads, (len(rows), weight.shape[1]), weight, "grads")
     if step < 1:
@@ -77,19 +84,19 @@ def embedding_adam(
     if chosen == "torch":
         with torch.no_grad():
             embedding_adam_ref(
-                weight, residual, exp_avg, exp_avg_sq, rows, grads, step=step, lr=lr, beta1=beta1,
-                beta2=beta2, eps=eps, grad_scale=grad_scale,
+                weight, compensation, exp_avg, exp_avg_sq, rows, grads, step=step, lr=lr,
+                beta1=beta1, beta2=beta2, eps=eps, grad_scale=grad_scale,
             )  # fmt: skip
         return
     backends.kernels("embedding_adam", chosen).embedding_adam(
-        weight, residual, exp_avg, exp_avg_sq, rows.contiguous(), grads.contiguous(), step, lr,
+        weight, compensation, exp_avg, exp_avg_sq, rows.contiguous(), grads.contiguous(), step, lr,
         beta1, beta2, eps, grad_scale,
     )  # fmt: skip
 
 
 def embedding_adam_catch_up_ref(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -105,7 +112,7 @@ def embedding_adam_catch_up_ref(
     """What `embedding_adam_catch_up` does, by doing it: every missed step, with a zero gradient."""
     starts, order = starts.sort(stable=True)
     rows = rows[order.to(rows.device)]
-    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if compensation is None else [compensation])]
     parts = [x[rows] for x in tensors]
     zeros = torch.zeros_like(parts[0])
     first = int(starts[0]) if len(starts) else step
@@ -122,7 +129,7 @@ def embedding_adam_catch_up_ref(
 
 def embedding_adam_catch_up(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -156,8 +163,8 @@ def embedding_adam_catch_up(
     """
     check_rates(0.0, beta1, beta2, eps)
     if beta2 == 0:
-        raise ValueError("beta2 is 0, expected a number above 0: no step could be made up later")
-    _check(weight, residual, exp_avg, exp_avg_sq, rows)
+        raise ValueError("beta2 is 0, expected a number above 0: no step could be caught up on")
+    _check(weight, compensation, exp_avg, exp_avg_sq, rows)
     check_dtype(starts, torch.int64, "starts")
     check_dtype(lrs, torch.float64, "lrs")
     if not bool((lrs >= 0).all() & torch.isfinite(lrs).all()):
@@ -176,8 +183,8 @@ def embedding_adam_catch_up(
     if chosen == "torch":
         with torch.no_grad():
             embedding_adam_catch_up_ref(
-                weight, residual, exp_avg, exp_avg_sq, rows, starts, step=step, lrs=lrs, base=base,
-                beta1=beta1, beta2=beta2, eps=eps,
+                weight, compensation, exp_avg, exp_avg_sq, rows, starts, step=step, lrs=lrs,
+                base=base, beta1=beta1, beta2=beta2, eps=eps,
             )  # fmt: skip
         return
     late = starts < step
@@ -186,8 +193,8 @@ def embedding_adam_catch_up(
     if len(rows) == 0:
         return
     if chosen == "triton":
-        _add_up(weight, residual, exp_avg, exp_avg_sq, rows, starts, step, lrs, base, beta1, beta2,
-                eps)  # fmt: skip
+        _add_up(weight, compensation, exp_avg, exp_avg_sq, rows, starts, step, lrs, base, beta1,
+                beta2, eps)  # fmt: skip
         return
     kinds, rules = np.unique(starts.numpy(), return_inverse=True)
     counts = step - kinds
@@ -195,13 +202,13 @@ def embedding_adam_catch_up(
     decays = np.stack([beta1**counts, beta2**counts], 1)
     host = [torch.from_numpy(rules.reshape(-1)), offsets, weights, nodes, torch.from_numpy(decays)]
     backends.kernels("embedding_adam", chosen).embedding_adam_catch_up(
-        weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
+        weight, compensation, exp_avg, exp_avg_sq, rows.contiguous(),
         *(x.to(weight.device) for x in host),
     )  # fmt: skip
 
 
 def _add_up(
-    weight: Tensor, residual: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor,
+    weight: Tensor, compensation: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor,
     starts: Tensor, step: int, lrs: Tensor, base: int, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
     """What Triton reads: the steps' rates and roots, and powers of the betas."""
@@ -211,7 +218,7 @@ def _add_up(
     host = [starts, torch.tensor([step]), torch.tensor([base]), torch.from_numpy(log),
             powers_of(beta1, beta2, step - int(starts.min())), rates]  # fmt: skip
     backends.kernels("embedding_adam", "triton").embedding_adam_catch_up(
-        weight, residual, exp_avg, exp_avg_sq, rows.contiguous(),
+        weight, compensation, exp_avg, exp_avg_sq, rows.contiguous(),
         *(x.to(weight.device) for x in host), False,
     )  # fmt: skip
 
@@ -256,7 +263,7 @@ def missed_steps(
 
 
 def _check(
-    weight: Tensor, residual: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor
+    weight: Tensor, compensation: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor
 ) -> None:
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"weight has dtype {weight.dtype}, expected float32 or float64")
@@ -268,15 +275,15 @@ def _check(
         check_dtype(tensor, weight.dtype, name)
         check_like(tensor, shape, weight, name)
         check_contiguous(tensor, name)
-    if (residual is None) != (weight.dtype == torch.float64):
+    if (compensation is None) != (weight.dtype == torch.float64):
         raise ValueError(
-            f"found {'no ' if residual is None else 'a '}residual, expected one with a float32 "
-            "table and none with a float64 one"
+            f"found {'no ' if compensation is None else 'a '}compensation, expected one with a "
+            "float32 table and none with a float64 one"
         )
-    if residual is not None:
-        check_dtype(residual, torch.bfloat16, "residual")
-        check_like(residual, shape, weight, "residual")
-        check_contiguous(residual, "residual")
+    if compensation is not None:
+        check_dtype(compensation, torch.bfloat16, "compensation")
+        check_like(compensation, shape, weight, "compensation")
+        check_contiguous(compensation, "compensation")
     check_dtype(rows, torch.int64, "rows")
     check_like(rows, (rows.numel(),), weight, "rows")
 
@@ -321,35 +328,37 @@ def powers_of(beta1: float, beta2: float, longest: int | None = None) -> Tensor:
 
 def embedding_adam_apply_ref(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
     grads: Tensor,
-    numbers: Tensor,
+    step_scalars: Tensor,
     row_steps: Tensor,
     counter: Tensor,
 ) -> None:
     """What `embedding_adam_apply` does, in plain PyTorch."""
     real = rows >= 0
     rows, grads = rows[real], grads[real]
-    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if compensation is None else [compensation])]
     parts = [x[rows] for x in tensors]
-    rest = parts[3] if residual is not None else None
-    adam_apply_ref(parts[0], rest, grads, parts[1], parts[2], None, numbers)
+    rest = parts[3] if compensation is not None else None
+    adam_apply_ref(parts[0], rest, grads, parts[1], parts[2], None, step_scalars)
     for tensor, part in zip(tensors, parts, strict=True):
         tensor[rows] = part
-    row_steps[rows] = torch.where(numbers[9] != 0, counter.to(row_steps.dtype), row_steps[rows])
+    row_steps[rows] = torch.where(
+        step_scalars[StepScalar.IS_STEP] != 0, counter.to(row_steps.dtype), row_steps[rows]
+    )
 
 
 def embedding_adam_apply(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
     grads: Tensor,
-    numbers: Tensor,
+    step_scalars: Tensor,
     row_steps: Tensor,
     counter: Tensor,
     *,
@@ -357,10 +366,20 @@ def embedding_adam_apply(
 ) -> None:
     """`adam_apply` on rows of a table, which are then of step counter (1,) int64.
 
-    weight, exp_avg and exp_avg_sq are (V, H), residual (V, H) bfloat16 or None, grads (U, H) in
+    weight, exp_avg and exp_avg_sq are (V, H), compensation (V, H) bfloat16 or None, grads (U, H) in
     weight's dtype; rows (U,) int64, each once, -1 for none; row_steps (V,) int32.
     """
-    args = (weight, residual, exp_avg, exp_avg_sq, rows, grads, numbers, row_steps, counter)
+    args = (
+        weight,
+        compensation,
+        exp_avg,
+        exp_avg_sq,
+        rows,
+        grads,
+        step_scalars,
+        row_steps,
+        counter,
+    )
     chosen = resolve_on_device(weight, backend)
     if chosen == "torch":
         with torch.no_grad():
@@ -371,7 +390,7 @@ def embedding_adam_apply(
 
 def embedding_adam_catch_up_on_device_ref(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -387,17 +406,17 @@ def embedding_adam_catch_up_on_device_ref(
     starts = row_steps[rows.clamp(min=0)].long()
     late = (rows >= 0) & (starts >= 0) & (starts < step)
     rows, starts = rows[late], starts[late]
-    tensors = [weight, exp_avg, exp_avg_sq, *([] if residual is None else [residual])]
+    tensors = [weight, exp_avg, exp_avg_sq, *([] if compensation is None else [compensation])]
     parts = [x[rows] for x in tensors]
-    rest = parts[3] if residual is not None else None
+    rest = parts[3] if compensation is not None else None
     zeros = torch.zeros_like(parts[0])
     beta1, beta2, eps = rates[:3].tolist()
     for t in range(int(starts.min()) + 1 if len(starts) else step + 1, step + 1):
         rate, root = log[:, t - first - 1].tolist()
-        numbers = [beta1, 0.0, beta2, 0.0, rate, root, eps, 0.0, 1.0, 1.0]
+        step_scalars = [beta1, 0.0, beta2, 0.0, rate, root, eps, 0.0, 1.0, 1.0]
         now = [part.clone() for part in parts]
         adam_apply_ref(now[0], None if rest is None else now[3], zeros, now[1], now[2], None,
-                       rates.new_tensor(numbers))  # fmt: skip
+                       rates.new_tensor(step_scalars))  # fmt: skip
         for part, new in zip(parts, now, strict=True):
             part.copy_(torch.where((starts < t)[:, None], new, part))
     for tensor, part in zip(tensors, parts, strict=True):
@@ -407,7 +426,7 @@ def embedding_adam_catch_up_on_device_ref(
 
 def embedding_adam_catch_up_on_device(
     weight: Tensor,
-    residual: Tensor | None,
+    compensation: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     rows: Tensor,
@@ -425,7 +444,7 @@ def embedding_adam_catch_up_on_device(
     row_steps (V,) int32 says of which step a row's moments are, -1 if it never had a gradient. The
     log must hold every step after that; the steps of `powers` are as many as count.
     """
-    args = (weight, residual, exp_avg, exp_avg_sq, rows, row_steps, counter, base, log, powers,
+    args = (weight, compensation, exp_avg, exp_avg_sq, rows, row_steps, counter, base, log, powers,
             rates)  # fmt: skip
     chosen = resolve_on_device(weight, backend)
     if chosen == "torch":

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from fastadv.config import NonFinite
-from fastadv.ops.adam import adam_apply, adam_begin, gradient_norm, rates_of
+from fastadv.ops.adam import StepScalar, adam_apply, adam_begin, gradient_norm, rates_of
 from fastadv.optim.adam import GradientAdam, State, not_finite
 from fastadv.optim.device_embedding import DeviceEmbedding
 from fastadv.optim.loss_scaling import LEAST_SCALE, LossScaler
@@ -69,14 +69,16 @@ class DeviceAdam(GradientAdam):
         self._rates = rates_of(lr, *betas, eps, weight_decay, max_grad_norm).to(device)
         clocks = len(first) + len(self._flats)
         self._counters = torch.zeros(clocks, dtype=torch.int64, device=device)
-        self._numbers = torch.zeros(clocks, 10, dtype=torch.float64, device=device)
+        self._step_scalars = torch.zeros(
+            clocks, len(StepScalar), dtype=torch.float64, device=device
+        )
         self._flags = torch.zeros(3, dtype=torch.int64, device=device)
         self._buffers = [(torch.zeros_like(f.weight), torch.zeros_like(f.weight)) for f in flats]
         self._embedding: DeviceEmbedding | None = None
         if table is not None:
             assert self._deferred is not None and deferred is not None
             self._embedding = deferred
-            self._owner = deferred.add_owner(self._rates, self._counters[:1], self._numbers[0])
+            self._owner = deferred.add_owner(self._rates, self._counters[:1], self._step_scalars[0])
 
     @property
     def lr(self) -> float:
@@ -163,15 +165,23 @@ class DeviceAdam(GradientAdam):
             log, base = self._embedding.log(self._owner)
         adam_begin(
             self._norm_of(spans, table), self._rates, self._counters, self._flags,
-            self.scaler.tensor, self._numbers, log, base,
+            self.scaler.tensor, self._step_scalars, log, base,
             skips=self.nonfinite == "skip" or self.scaler.tensor is not None, backend=self._backend,
         )  # fmt: skip
         first = len(self._counters) - len(self._flats)
         for i, (flat, grad, (m, v)) in enumerate(
             zip(self._flats, spans, self._buffers, strict=True)
         ):
-            adam_apply(flat.weight, flat.residual, grad, m, v, flat.low, self._numbers[first + i],
-                       backend=self._backend)  # fmt: skip
+            adam_apply(
+                flat.weight,
+                flat.compensation,
+                grad,
+                m,
+                v,
+                flat.low,
+                self._step_scalars[first + i],
+                backend=self._backend,
+            )
             for parameter in flat.parameters:
                 torch.autograd.graph.increment_version(parameter)
             if self._layouts is not None and flat.low is not None:

@@ -46,7 +46,7 @@ class _Owner:
     powers: Tensor
     rates: Tensor
     counter: Tensor
-    numbers: Tensor
+    step_scalars: Tensor
     begun: int = 0
 
 
@@ -55,7 +55,7 @@ class DeviceEmbedding:
 
     Args:
         table: float32 or float64, changed in place.
-        residual: Its low bits, (V, H) bfloat16; None for float64.
+        compensation: Its low bits, (V, H) bfloat16; None for float64.
         backend: Backend of `adam`; None for the default.
         log_steps: Steps between flushes.
     """
@@ -63,22 +63,23 @@ class DeviceEmbedding:
     def __init__(
         self,
         table: Parameter,
-        residual: Tensor | None,
+        compensation: Tensor | None,
         backend: str | None,
         log_steps: int = LOG_STEPS,
     ) -> None:
-        self.table, self.residual, self.backend = table, residual, backend
+        self.table, self.compensation, self.backend = table, compensation, backend
         self._log_steps = log_steps
         self._owners: list[_Owner] = []
         self._reading = False
         # Rows that were brought up to date since the last step, so that it need not look again.
         self._fresh: deque[Tensor] = deque(maxlen=4)
 
-    def add_owner(self, rates: Tensor, counter: Tensor, numbers: Tensor) -> int:
+    def add_owner(self, rates: Tensor, counter: Tensor, step_scalars: Tensor) -> int:
         """A number for one more optimiser, which has done no step yet.
 
         Args:
-            rates: (8,) float64, counter: (1,) int64 and numbers: (10,) float64, the optimiser's
+            rates: (8,) float64, counter: (1,) int64 and step_scalars: (10,) float64, the
+            optimiser's
                 own; it changes them in place.
         """
         table = self.table.detach()
@@ -93,7 +94,7 @@ class DeviceEmbedding:
                 powers_of(beta1, beta2).to(table.device),
                 rates,
                 counter,
-                numbers,
+                step_scalars,
             )
         )
         return len(self._owners) - 1
@@ -121,7 +122,7 @@ class DeviceEmbedding:
         rows = rows.to(self.table.device)
         table = self.table.detach()
         for owner in self._owners:
-            self._do_missed(owner, table, self.residual, owner.exp_avg, owner.exp_avg_sq,
+            self._do_missed(owner, table, self.compensation, owner.exp_avg, owner.exp_avg_sq,
                           owner.row_steps, rows)  # fmt: skip
         self._fresh.append(rows)
 
@@ -138,13 +139,15 @@ class DeviceEmbedding:
             whole = own.clone()
             for start in range(0, len(own), READ_AT_ONCE):
                 part = slice(start, start + READ_AT_ONCE)
-                residual = None if self.residual is None else self.residual[part].clone()
+                compensation = (
+                    None if self.compensation is None else self.compensation[part].clone()
+                )
                 for owner in self._owners:
                     m, v, row_steps = (
                         x[part].clone() for x in (owner.exp_avg, owner.exp_avg_sq, owner.row_steps)
                     )
                     count = torch.arange(len(m), device=own.device)
-                    self._do_missed(owner, whole[part], residual, m, v, row_steps, count)
+                    self._do_missed(owner, whole[part], compensation, m, v, row_steps, count)
         self.table.data, self._reading = whole, True
         try:
             yield
@@ -152,11 +155,11 @@ class DeviceEmbedding:
             self.table.data, self._reading = own, False
 
     def _do_missed(
-        self, owner: _Owner, table: Tensor, residual: Tensor | None, exp_avg: Tensor,
+        self, owner: _Owner, table: Tensor, compensation: Tensor | None, exp_avg: Tensor,
         exp_avg_sq: Tensor, row_steps: Tensor, rows: Tensor,
     ) -> None:  # fmt: skip
         embedding_adam_catch_up_on_device(
-            table, residual, exp_avg, exp_avg_sq, rows, row_steps, owner.counter, owner.base,
+            table, compensation, exp_avg, exp_avg_sq, rows, row_steps, owner.counter, owner.base,
             owner.log, owner.powers, owner.rates, backend=self.backend,
         )  # fmt: skip
 
@@ -171,7 +174,7 @@ class DeviceEmbedding:
             self._catch_up(rows)
 
     def update(self, number: int, grad: Tensor) -> None:
-        """One step of an optimiser, with the numbers that `adam_begin` gave it.
+        """One step of an optimiser, with the scalars that `adam_begin` gave it.
 
         Args:
             number: As `add_owner` gave it.
@@ -180,8 +183,8 @@ class DeviceEmbedding:
         rows, values = _rows_of(grad)
         owner = self._owners[number]
         embedding_adam_apply(
-            self.table.detach(), self.residual, owner.exp_avg, owner.exp_avg_sq, rows, values,
-            owner.numbers, owner.row_steps, owner.counter, backend=self.backend,
+            self.table.detach(), self.compensation, owner.exp_avg, owner.exp_avg_sq, rows, values,
+            owner.step_scalars, owner.row_steps, owner.counter, backend=self.backend,
         )  # fmt: skip
         self._fresh.clear()
         torch.autograd.graph.increment_version(self.table)

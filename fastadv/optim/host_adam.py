@@ -16,8 +16,8 @@ from fastadv.ops.adam import adam, gradient_norm
 from fastadv.optim.adam import GradientAdam, State, not_finite
 from fastadv.optim.host_embedding import HostEmbedding
 from fastadv.optim.loss_scaling import LEAST_SCALE, LossScaler
+from fastadv.weights.compensations import Compensations
 from fastadv.weights.layouts import WeightLayouts
-from fastadv.weights.residuals import Residuals
 
 
 class HostAdam(GradientAdam):
@@ -32,7 +32,7 @@ class HostAdam(GradientAdam):
         named_parameters: As for `GradientAdam`; so are betas, eps, weight_decay, max_grad_norm and
             nonfinite.
         lr: Learning rate.
-        residuals: The low bits of the weights; shared by optimisers over the same ones.
+        compensations: The low bits of the weights; shared by optimisers over the same ones.
         layouts: Copies of weights that the matrix products read, to be kept in step with them.
         deferred: An embedding table among the parameters whose untouched rows wait.
         loss_scaling: Whether the loss is scaled.
@@ -52,7 +52,7 @@ class HostAdam(GradientAdam):
         max_grad_norm: float | None = None,
         *,
         nonfinite: NonFinite = "stop",
-        residuals: Residuals | None = None,
+        compensations: Compensations | None = None,
         layouts: WeightLayouts | None = None,
         deferred: HostEmbedding | None = None,
         loss_scaling: bool = False,
@@ -64,7 +64,7 @@ class HostAdam(GradientAdam):
             deferred=deferred,
         )  # fmt: skip
         self.lr, self.skipped = lr, 0
-        self._residuals, self._layouts = residuals or Residuals(), layouts
+        self._compensations, self._layouts = compensations or Compensations(), layouts
         self._backend = backend
         self._moments: dict[int, State] = {}
         self._embedding: HostEmbedding | None = None
@@ -163,10 +163,10 @@ class HostAdam(GradientAdam):
             self._moments[i] = step + 1, m, v
         steps, exp_avgs, exp_avg_sqs = zip(*(self._moments[i] for i in group), strict=True)
         layouts = [pair for p in parameters if (pair := self._layout(p)) is not None]
-        residuals = [r for p in parameters if (r := self._residuals.of(p)) is not None]
+        compensations = [r for p in parameters if (r := self._compensations.of(p)) is not None]
         grads = [gradients[i].to_dense() if gradients[i].is_sparse else gradients[i] for i in group]
         adam(
-            [p.detach() for p in parameters], residuals, grads, exp_avgs, exp_avg_sqs, steps,
+            [p.detach() for p in parameters], compensations, grads, exp_avgs, exp_avg_sqs, steps,
             lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
             weight_decay=self.weight_decay, grad_scale=scale, layouts=layouts,
             backend=self._backend,

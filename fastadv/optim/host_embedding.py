@@ -73,12 +73,12 @@ class HostEmbedding:
 
     Args:
         table: float32 or float64, changed in place.
-        residual: Its low bits, (V, H) bfloat16; None for float64.
+        compensation: Its low bits, (V, H) bfloat16; None for float64.
         backend: Backend of `embedding_adam`; None for the default.
     """
 
-    def __init__(self, table: Parameter, residual: Tensor | None, backend: str | None) -> None:
-        self.table, self.residual, self.backend = table, residual, backend
+    def __init__(self, table: Parameter, compensation: Tensor | None, backend: str | None) -> None:
+        self.table, self.compensation, self.backend = table, compensation, backend
         self._owners: list[_Owner] = []
         # The event that each row is up to date with, on the host.
         self._events: NDArray[np.int32] = np.full(len(table), UNTOUCHED, np.int32)
@@ -105,7 +105,7 @@ class HostEmbedding:
         places = rows.to(self.table.device)
         for number, owner in enumerate(self._owners):
             self._do_missed(
-                number, rows, self.table, self.residual, owner.exp_avg, owner.exp_avg_sq, places
+                number, rows, self.table, self.compensation, owner.exp_avg, owner.exp_avg_sq, places
             )
         self._events[rows.numpy()] = len(self._actors.values)
 
@@ -139,24 +139,30 @@ class HostEmbedding:
     def _current(self, rows: Tensor, places: Tensor) -> Tensor:
         """What `rows` are after all steps, (U, H)."""
         found = self.table.detach()[places]
-        residual = None if self.residual is None else self.residual[places]
+        compensation = None if self.compensation is None else self.compensation[places]
         for number, owner in enumerate(self._owners):
             moments = owner.exp_avg[places], owner.exp_avg_sq[places]
             count = torch.arange(len(rows), device=places.device)
-            self._do_missed(number, rows, found, residual, *moments, count)
+            self._do_missed(number, rows, found, compensation, *moments, count)
         return found
 
     def _do_missed(
-        self, number: int, rows: Tensor, table: Tensor, residual: Tensor | None, exp_avg: Tensor,
-        exp_avg_sq: Tensor, places: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        number: int,
+        rows: Tensor,
+        table: Tensor,
+        compensation: Tensor | None,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        places: Tensor,
+    ) -> None:
         """An owner's steps that `rows` missed, at `places` of the tensors given."""
         owner = self._owners[number]
         if owner.steps == owner.base:
             return
         done = np.concatenate([[0], np.cumsum(self._actors.values == number)])
         embedding_adam_catch_up(
-            table, residual, exp_avg, exp_avg_sq, places,
+            table, compensation, exp_avg, exp_avg_sq, places,
             torch.from_numpy(owner.base + done[self._events[rows.numpy()]]), step=owner.steps,
             lrs=torch.from_numpy(owner.lrs.values), base=owner.base, beta1=owner.betas[0],
             beta2=owner.betas[1], eps=owner.eps, backend=self.backend,
@@ -177,7 +183,7 @@ class HostEmbedding:
         self._catch_up(rows)
         owner = self._owners[number]
         embedding_adam(
-            self.table, self.residual, owner.exp_avg, owner.exp_avg_sq, rows.to(values.device),
+            self.table, self.compensation, owner.exp_avg, owner.exp_avg_sq, rows.to(values.device),
             values, step=owner.steps + 1, lr=lr, beta1=owner.betas[0], beta2=owner.betas[1],
             eps=owner.eps, grad_scale=grad_scale, backend=self.backend,
         )  # fmt: skip

@@ -19,8 +19,8 @@ def state_of(tuner: Trained) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     # Not `state_dict`, which brings the word table's rows up to date: what waits, waits on.
     tensors = {f"model.{n}": p.detach() for n, p in tuner.model.named_parameters()}
-    for name, residual in _residuals(tuner):
-        tensors[f"residual.{name}"] = residual
+    for name, compensation in _compensations(tuner):
+        tensors[f"residual.{name}"] = compensation
     for phase, optimizer in tuner.trainer.optimizers.items():
         for name, tensor in optimizer.state_tensors().items():
             tensors[f"optimizer.{phase}.{name}"] = tensor
@@ -56,8 +56,8 @@ def restore(
     if (deferred := tuner.trainer.deferred) is not None:
         deferred.load_state_tensors(under("deferred.", tensors))
     saved = under("residual.", tensors)
-    for name, residual in _residuals(tuner):
-        residual.copy_(saved[name])
+    for name, compensation in _compensations(tuner):
+        compensation.copy_(saved[name])
     for phase, optimizer in tuner.trainer.optimizers.items():
         optimizer.load_state_tensors(under(f"optimizer.{phase}.", tensors))
         optimizer.skipped = state["skipped"][phase]
@@ -77,9 +77,9 @@ def _check_same_run(tuner: Trained, state: Mapping[str, Any], path: Path) -> Non
             )
 
 
-def _residuals(tuner: Trained) -> list[tuple[str, Tensor]]:
+def _compensations(tuner: Trained) -> list[tuple[str, Tensor]]:
     """Low bits of every weight that is trained and has some, by name."""
-    found = tuner.trainer.residuals
+    found = tuner.trainer.compensations
     named = [(n, p) for n, p in tuner.model.named_parameters() if p.requires_grad]
     return [(n, r) for n, p in named if (r := found.of(p)) is not None]
 

@@ -20,8 +20,8 @@ from fastadv.optim.host_adam import HostAdam
 from fastadv.optim.host_embedding import HostEmbedding
 from fastadv.training.settings import TrainerSettings
 from fastadv.training.trainable import Trainable
+from fastadv.weights.compensations import Compensations
 from fastadv.weights.flat import FlatParameters
-from fastadv.weights.residuals import Residuals
 
 # Reasons that are no news to whoever built such a model.
 _FROZEN, _TIED = "it is frozen", "an output layer shares it"
@@ -34,7 +34,7 @@ class Optimizers(NamedTuple):
     """By phase, with what they share: the weights' low bits, and the table whose rows wait."""
 
     by_phase: dict[str, GradientAdam]
-    residuals: Residuals
+    compensations: Compensations
     deferred: Deferred
 
 
@@ -48,8 +48,8 @@ def build_optimizers(model: Trainable, config: TrainerSettings, capturable: bool
         config: Rates and the rest.
         capturable: Updates that a CUDA graph may hold; the parameters move into one tensor.
     """
-    residuals = Residuals()
-    deferred = _defer(model, config, residuals, capturable)
+    compensations = Compensations()
+    deferred = _defer(model, config, compensations, capturable)
     parts: dict[str, list[Named]] = {"encoder": [], "task_head": [], "discriminator": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -59,7 +59,7 @@ def build_optimizers(model: Trainable, config: TrainerSettings, capturable: bool
         "discriminator": (["discriminator"], config.lr_discriminator),
         "generator": (["encoder"], config.lr_generator),
     }
-    flats = _flatten(model, parts, residuals, deferred) if capturable else {}
+    flats = _flatten(model, parts, compensations, deferred) if capturable else {}
     found: dict[str, GradientAdam] = {}
     for phase, (names, lr) in owned.items():
         encoder = model.encoder
@@ -82,12 +82,12 @@ def build_optimizers(model: Trainable, config: TrainerSettings, capturable: bool
             found[phase] = DeviceAdam(own, table, **common)
         else:
             named = [pair for name in names for pair in parts[name]]
-            found[phase] = HostAdam(named, residuals=residuals, **common)
-    return Optimizers(found, residuals, deferred)
+            found[phase] = HostAdam(named, compensations=compensations, **common)
+    return Optimizers(found, compensations, deferred)
 
 
 def _defer(
-    model: Trainable, config: TrainerSettings, residuals: Residuals, capturable: bool
+    model: Trainable, config: TrainerSettings, compensations: Compensations, capturable: bool
 ) -> Deferred:
     encoder = model.encoder
     reason, word_table = why_dense(encoder, config), encoder.word_table
@@ -97,7 +97,7 @@ def _defer(
     word_table.sparse = True
     table: Any = word_table.weight
     kind = DeviceEmbedding if capturable else HostEmbedding
-    deferred = kind(table, residuals.of(table), config.backend)
+    deferred = kind(table, compensations.of(table), config.backend)
     encoder.waiting = deferred
     return deferred
 
@@ -109,7 +109,7 @@ def _table(named: Sequence[Named], deferred: Deferred) -> Named | None:
 def _flatten(
     model: Trainable,
     parts: dict[str, list[Named]],
-    residuals: Residuals,
+    compensations: Compensations,
     deferred: Deferred,
 ) -> dict[str, FlatParameters]:
     """Every part of the model in one tensor, but for the table whose rows wait."""
@@ -120,7 +120,7 @@ def _flatten(
         rest = [pair for pair in named if deferred is None or pair[1] is not deferred.table]
         if rest:
             found[part] = FlatParameters(rest, low if part == "encoder" else None)
-            residuals.put(found[part])
+            compensations.put(found[part])
     if "encoder" in found:
         encoder.flattened(found["encoder"])
     return found

@@ -51,7 +51,7 @@ class Trainer:
     Attributes:
         step_count: Iterations done so far; with the seed it fixes every dropout mask.
         optimizers: The three, by phase: "task", "discriminator" and "generator".
-        residuals: The low bits of the weights, which T and G share.
+        compensations: The low bits of the weights, which T and G share.
         deferred: The word table under T and G; None where it is updated densely.
     """
 
@@ -65,7 +65,7 @@ class Trainer:
             capturable = why_not_capturable(model, config) is None
         self.capturable = capturable
         built = build_optimizers(model, config, capturable)
-        self.optimizers, self.residuals, self.deferred = built
+        self.optimizers, self.compensations, self.deferred = built
 
     def step(
         self,

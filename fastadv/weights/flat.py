@@ -18,7 +18,7 @@ class FlatParameters:
 
     Attributes:
         weight: (N,), the parameters.
-        residual: (N,) bfloat16, their low bits, zeros at first; None for float64.
+        compensation: (N,) bfloat16, their low bits, zeros at first; None for float64.
         low: (N,) in `low_dtype`, or None.
     """
 
@@ -35,7 +35,7 @@ class FlatParameters:
             view.copy_(parameter.detach())
             parameter.data = view
         wide = like.dtype == torch.float64
-        self.residual = None if wide else torch.zeros_like(self.weight, dtype=torch.bfloat16)
+        self.compensation = None if wide else torch.zeros_like(self.weight, dtype=torch.bfloat16)
         self.low = None if low_dtype is None else self.weight.to(low_dtype)
 
     def views(self, buffer: Tensor) -> list[Tensor]:

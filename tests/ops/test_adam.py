@@ -1,4 +1,4 @@
-"""Adam: by hand, against the formula in float64, what the residuals hold, and layouts."""
+"""Adam: by hand, against the formula in float64, what the compensations hold, and layouts."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def test_by_hand(backend: str, dtype: torch.dtype, device: str) -> None:
     need(OP, backend, device)
     new = partial(torch.tensor, dtype=dtype, device=device)
     weight, m, v = new([1.0]), new([0.0]), new([0.0])
-    residuals = [weight.new_zeros(1, dtype=torch.bfloat16)] if dtype == torch.float32 else []
+    compensations = [weight.new_zeros(1, dtype=torch.bfloat16)] if dtype == torch.float32 else []
     step = partial(adam, lr=0.5, beta1=0.5, beta2=0.75, eps=2.0, backend=backend)
-    step([weight], residuals, [new([2.0])], [m], [v], [1])
+    step([weight], compensations, [new([2.0])], [m], [v], [1])
     assert (weight.item(), m.item(), v.item()) == (0.75, 1, 1)
-    step([weight], residuals, [new([4.0])], [m], [v], [2], weight_decay=0.1, grad_scale=0.25)
+    step([weight], compensations, [new([4.0])], [m], [v], [2], weight_decay=0.1, grad_scale=0.25)
     assert (m.item(), v.item()) == (1, 1)
     wanted = 0.75 - 0.5 * (4 / 3) / (math.sqrt(16 / 7) + 2) - 0.0375
     assert wanted == pytest.approx(0.52266696, abs=1e-8)
-    # Half a unit of the weight, which is what reading it without its residual costs, and as much
-    # for what the step rounds, which is a third of the weight.
+    # Half a unit of the weight, which is what reading it without its compensation costs, and as
+    # much for what the step rounds, which is a third of the weight.
     assert weight.item() == pytest.approx(wanted, rel=2 * HALF[dtype], abs=0)
 
 
@@ -81,7 +81,7 @@ def test_strided_gradient(backend: str, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_too_small_for_float32(backend: str, device: str) -> None:
-    """What residuals are for: moves of a third of a unit of the weight add up.
+    """What compensations are for: moves of a third of a unit of the weight add up.
 
     The unit of a float32 near 0.9 is 6e-8, and a step is at most about the rate, 2e-8: the sum is
     rounded back to the weight, every time.
@@ -94,13 +94,13 @@ def test_steps_too_small_for_float32(backend: str, device: str) -> None:
     grads = [(sign * (1 + 0.5 * torch.rand(64, generator=random))).to(device) for _ in range(200)]
     numbers: dict[str, Any] = {"lr": 2e-8, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     weight, wide = start.clone(), start.double()
-    residual = torch.zeros_like(start, dtype=torch.bfloat16)
+    compensation = torch.zeros_like(start, dtype=torch.bfloat16)
     m, v = torch.zeros_like(start), torch.zeros_like(start)
     wide_m, wide_v = torch.zeros_like(wide), torch.zeros_like(wide)
     plain = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.Adam([plain], lr=2e-8)
     for t, grad in enumerate(grads, 1):
-        adam([weight], [residual], [grad], [m], [v], [t], **numbers, backend=backend)
+        adam([weight], [compensation], [grad], [m], [v], [t], **numbers, backend=backend)
         g = grad.double()
         wide_m, wide_v = 0.9 * wide_m + 0.1 * g, 0.999 * wide_v + 0.001 * g * g
         root = (wide_v / (1 - 0.999**t)).sqrt() + 1e-8
@@ -108,13 +108,13 @@ def test_steps_too_small_for_float32(backend: str, device: str) -> None:
         plain.grad = grad.clone()
         optimizer.step()
         unit = torch.nextafter(weight, torch.full_like(weight, 2)) - weight
-        assert (residual.double().abs() <= unit.double() / 2).all()
+        assert (compensation.double().abs() <= unit.double() / 2).all()
     displacement = wide - start.double()
     assert (displacement.abs() > 3e-6).all()
-    # A step leaves at most half a unit of bfloat16 of the residual, 6e-11 or 0.3% of the step, to
-    # either side, so that most of it cancels over 200.
+    # A step leaves at most half a unit of bfloat16 of the compensation, 6e-11 or 0.3% of the step,
+    # to either side, so that most of it cancels over 200.
     limit = 0.01 * displacement.abs()
-    assert ((weight.double() + residual.double() - wide).abs() <= limit).all()
+    assert ((weight.double() + compensation.double() - wide).abs() <= limit).all()
     assert ((plain.detach().double() - wide).abs() > limit).all(), "the test cannot fail"
 
 
@@ -210,7 +210,7 @@ def test_gradient_norm_finds_what_is_not_finite(bad: float, backend: str, device
 def called(**other: Any) -> None:
     """`adam` on two weights of shape (2, 3) and (3,), with some arguments replaced."""
     lists = AdamCase(((2, 3), (3,))).inputs(torch.float32, "cpu")
-    names = ("weights", "residuals", "grads", "exp_avgs", "exp_avg_sqs")
+    names = ("weights", "compensations", "grads", "exp_avgs", "exp_avg_sqs")
     given: dict[str, Any] = dict(zip(names, lists, strict=True))
     given |= {"steps": [1, 1], "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     adam(**(given | other))
@@ -237,11 +237,11 @@ TWO: list[Tensor] = [torch.zeros(2, 3), torch.zeros(3)]
         ({"exp_avg_sqs": [TWO[0].t(), TWO[1]]}, r"exp_avg_sq has shape \(3, 2\)"),
         ({"exp_avg_sqs": [x.double() for x in TWO]}, "exp_avg_sq has dtype torch.float64"),
         ({"exp_avg_sqs": TWO * 2}, "found 4 in exp_avg_sqs, expected 2, one a weight"),
-        ({"residuals": []}, "found 0 in residuals, expected 2, one a weight"),
-        ({"residuals": TWO}, "residual has dtype torch.float32, expected torch.bfloat16"),
+        ({"compensations": []}, "found 0 in compensations, expected 2, one a weight"),
+        ({"compensations": TWO}, "compensation has dtype torch.float32, expected torch.bfloat16"),
         (
-            {"residuals": [x.bfloat16() for x in TWO[::-1]]},
-            r"residual has shape \(3,\), expected \(2, 3\)",
+            {"compensations": [x.bfloat16() for x in TWO[::-1]]},
+            r"compensation has shape \(3,\), expected \(2, 3\)",
         ),
         ({"steps": [1]}, "found 1 in steps, expected 2, one a weight"),
         ({"steps": [1, 0]}, "steps holds 0, expected at least 1"),
@@ -294,12 +294,12 @@ def test_refused_layouts_of_a_matrix(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", ["native", "triton"])
-@pytest.mark.parametrize("which", ["weight", "exp_avg", "exp_avg_sq", "residual"])
+@pytest.mark.parametrize("which", ["weight", "exp_avg", "exp_avg_sq", "compensation"])
 def test_strided_state_is_refused(which: str, backend: str, device: str) -> None:
     """Kernels that walk over memory in order would write to other elements than they mean."""
     need(OP, backend, device)
     lists = AdamCase(((5, 7),)).inputs(torch.float32, device)
-    place = {"weight": 0, "residual": 1, "exp_avg": 3, "exp_avg_sq": 4}[which]
+    place = {"weight": 0, "compensation": 1, "exp_avg": 3, "exp_avg_sq": 4}[which]
     lists[place] = [lists[place][0].t().contiguous().t()]
     with pytest.raises(ValueError, match=f"{which} has strides .*, expected a contiguous tensor"):
         adam(*lists, [1], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, backend=backend)

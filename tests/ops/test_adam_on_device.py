@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from adam_checks import ADAM_CASES, CATCH_UP_CASES, AdamCase, check_adam, check_
 from op_checks import DEVICES, need
 from torch import Tensor
 
-from fastadv.ops.adam import adam_apply, adam_begin, rates_of
+from fastadv.ops.adam import StepScalar, adam_apply, adam_begin, rates_of
 from fastadv.ops.embedding_adam import (
     NEGLIGIBLE,
     embedding_adam_apply,
@@ -31,7 +32,7 @@ def begin(norm: float, device: str, backend: str, **options: Any) -> dict[str, T
         "counters": torch.tensor([3, 7]),
         "flags": torch.tensor(options.pop("flags", [0, 0, 0])),
         "scaler": options.pop("scaler", None),
-        "numbers": torch.full((2, 10), math.nan, dtype=torch.float64),
+        "step_scalars": torch.full((2, 10), math.nan, dtype=torch.float64),
         "log": torch.zeros(2, 4, dtype=torch.float64),
         "base": torch.tensor([1]),
     }
@@ -52,14 +53,18 @@ def test_numbers_by_hand(backend: str, device: str) -> None:
     assert found["counters"].tolist() == [4, 8] and found["flags"].tolist() == [0, 0, 0]
     clip = 1 / (5 + 1e-6)
     for row, corrections in zip(
-        found["numbers"].tolist(), ((15 / 16, 175 / 256), (255 / 256, 58975 / 65536)), strict=True
+        found["step_scalars"].tolist(),
+        ((15 / 16, 175 / 256), (255 / 256, 58975 / 65536)),
+        strict=True,
     ):
         rate, root = 0.1 / corrections[0], 1 / math.sqrt(corrections[1])
         wanted = [0.5, 0.5, 0.75, 0.25, rate, root, 2.0, 0.001, clip, 1.0]
         # exp(t log(beta)) in float64.
         assert row == pytest.approx(wanted, rel=1e-14)
     # The table's clock did step 4, the third after base 1.
-    assert found["log"][:, 2].tolist() == pytest.approx(found["numbers"][0, 4:6].tolist(), rel=0)
+    assert found["log"][:, 2].tolist() == pytest.approx(
+        found["step_scalars"][0, 4:6].tolist(), rel=0
+    )
     assert found["log"][:, [0, 1, 3]].eq(0).all()
 
 
@@ -85,7 +90,7 @@ def test_decisions(
 ) -> None:
     need("adam", backend, device)
     found = begin(norm, device, backend, **options)
-    assert found["numbers"][:, 9].tolist() == [float(go)] * 2
+    assert found["step_scalars"][:, StepScalar.IS_STEP].tolist() == [float(go)] * 2
     assert found["counters"].tolist() == ([4, 8] if go else [3, 7])
     assert found["flags"].tolist() == flags
     assert bool(found["log"].any()) == go
@@ -112,7 +117,7 @@ def test_scaler(
     found = begin(norm, device, backend, scaler=scaler, flags=flags, skips=True)
     assert found["scaler"].tolist() == [*after, 2.0]
     if math.isfinite(norm):
-        assert found["numbers"][:, 8].tolist() == [1 / 8, 1 / 8]
+        assert found["step_scalars"][:, StepScalar.GRAD_SCALE].tolist() == [1 / 8, 1 / 8]
 
 
 def numbers_of(step: int, case: dict[str, float], device: str) -> Tensor:
@@ -136,13 +141,18 @@ def test_steps_against_the_formula(
     need("adam", backend, device)
 
     def steps(
-        weights: list[Tensor], residuals: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor], numbers: list[int], **rates: float,
-    ) -> None:  # fmt: skip
+        weights: list[Tensor],
+        compensations: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        numbers: list[int],
+        **rates: float,
+    ) -> None:
         for i, step in enumerate(numbers):
             low = weights[i].bfloat16().fill_(math.nan)
             adam_apply(
-                weights[i], residuals[i] if residuals else None, grads[i], exp_avgs[i],
+                weights[i], compensations[i] if compensations else None, grads[i], exp_avgs[i],
                 exp_avg_sqs[i], low, numbers_of(step, rates, device), backend=backend,
             )  # fmt: skip
             assert torch.equal(low, weights[i].bfloat16())
@@ -155,17 +165,17 @@ def test_steps_against_the_formula(
 def test_no_step_changes_nothing(backend: str, device: str) -> None:
     need("adam", backend, device)
     lists = AdamCase(((6, 37),)).inputs(torch.float32, device)
-    (weight,), (residual,), (grad,), (m,), (v,) = lists
-    before = [x.clone() for x in (weight, residual, m, v)]
+    (weight,), (compensation,), (grad,), (m,), (v,) = lists
+    before = [x.clone() for x in (weight, compensation, m, v)]
     numbers = torch.full((10,), math.nan, dtype=torch.float64, device=device)
     numbers[9] = 0
     low = weight.half()
-    adam_apply(weight, residual, grad, m, v, low, numbers, backend=backend)
+    adam_apply(weight, compensation, grad, m, v, low, numbers, backend=backend)
     rows = torch.tensor([1, 4], device=device)
     steps, counter = torch.full((6,), 3, dtype=torch.int32, device=device), rows[:1]
-    embedding_adam_apply(weight, residual, m, v, rows, grad[rows].contiguous(), numbers, steps,
+    embedding_adam_apply(weight, compensation, m, v, rows, grad[rows].contiguous(), numbers, steps,
                          counter, backend=backend)  # fmt: skip
-    after = (weight, residual, m, v)
+    after = (weight, compensation, m, v)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(low, weight.half()) and steps.eq(3).all()
 
@@ -178,7 +188,7 @@ def test_rows_that_are_none(backend: str, device: str) -> None:
     case = AdamCase(((6, 37),)).numbers()
     results = []
     for rows in ([1, 4], [1, 4, -1, -1]):
-        (weight,), (residual,), (grad,), (m,), (v,) = AdamCase(((6, 37),)).inputs(
+        (weight,), (compensation,), (grad,), (m,), (v,) = AdamCase(((6, 37),)).inputs(
             torch.float32, device
         )
         at = torch.tensor(rows, device=device)
@@ -186,10 +196,20 @@ def test_rows_that_are_none(backend: str, device: str) -> None:
         grads[:2] = grad[[1, 4]]
         steps = torch.full((6,), -1, dtype=torch.int32, device=device)
         counter = torch.tensor([5], device=device)
-        embedding_adam_apply(weight, residual, m, v, at, grads, numbers_of(5, case, device), steps,
-                             counter, backend=backend)  # fmt: skip
+        embedding_adam_apply(
+            weight,
+            compensation,
+            m,
+            v,
+            at,
+            grads,
+            numbers_of(5, case, device),
+            steps,
+            counter,
+            backend=backend,
+        )
         assert steps.tolist() == [-1, 5, -1, -1, 5, -1]
-        results.append((weight, residual, m, v))
+        results.append((weight, compensation, m, v))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -206,9 +226,20 @@ def test_missed_steps(case: str, backend: str, dtype: torch.dtype, device: str) 
     need("adam", backend, device)
 
     def make_up(
-        weight: Tensor, residual: Tensor | None, m: Tensor, v: Tensor, rows: Tensor, starts: Tensor,
-        *, step: int, lrs: Tensor, base: int, beta1: float, beta2: float, eps: float,
-    ) -> None:  # fmt: skip
+        weight: Tensor,
+        compensation: Tensor | None,
+        m: Tensor,
+        v: Tensor,
+        rows: Tensor,
+        starts: Tensor,
+        *,
+        step: int,
+        lrs: Tensor,
+        base: int,
+        beta1: float,
+        beta2: float,
+        eps: float,
+    ) -> None:
         t = base + 1 + torch.arange(len(lrs), dtype=torch.float64)
         log = torch.stack([lrs / (1 - beta1**t), (1 - beta2**t).rsqrt()])
         row_steps = torch.full((len(weight),), -1, dtype=torch.int32, device=weight.device)
@@ -216,7 +247,7 @@ def test_missed_steps(case: str, backend: str, dtype: torch.dtype, device: str) 
         everything = torch.arange(len(weight), device=weight.device)
         asked = torch.cat([everything, everything.new_full((3,), -1)])
         embedding_adam_catch_up_on_device(
-            weight, residual, m, v, asked, row_steps,
+            weight, compensation, m, v, asked, row_steps,
             *(x.to(weight.device) for x in (
                 torch.tensor([step]), torch.tensor([base]), log, powers_of(beta1, beta2),
                 rates_of(0.0, beta1, beta2, eps))),
@@ -245,3 +276,27 @@ def test_the_extension_has_none_of_it() -> None:
     with pytest.raises(RuntimeError, match="backend 'native' has no Adam for CUDA graphs"):
         begin(1.0, "cpu", "native")
     assert partial(begin, 1.0, "cpu", "torch")()["counters"].tolist() == [4, 8]
+
+
+def test_scalars_have_one_place_in_every_backend() -> None:
+    pytest.importorskip("triton")
+    kernels = importlib.import_module("fastadv.kernels.adam")
+    assert kernels.STEP_SCALARS.value == len(StepScalar)
+    assert {s.name: getattr(kernels, s.name).value for s in StepScalar} == {
+        s.name: s.value for s in StepScalar
+    }
+    given = {"lr": 0.5, "beta1": 0.75, "beta2": 0.875, "eps": 0.25, "weight_decay": 0.125}
+    made = kernels.make_step_scalars(torch.zeros(1), step=2, grad_scale=3.0, **given)
+    wanted = {
+        StepScalar.BETA1: 0.75,
+        StepScalar.ONE_MINUS_BETA1: 0.25,
+        StepScalar.BETA2: 0.875,
+        StepScalar.ONE_MINUS_BETA2: 0.125,
+        StepScalar.CORRECTED_LR: 0.5 / (1 - 0.75**2),
+        StepScalar.ROOT_CORRECTION: 1 / math.sqrt(1 - 0.875**2),
+        StepScalar.EPS: 0.25,
+        StepScalar.DECAY: 0.0625,
+        StepScalar.GRAD_SCALE: 3.0,
+        StepScalar.IS_STEP: 1.0,
+    }
+    assert made.tolist() == [wanted[place] for place in StepScalar]

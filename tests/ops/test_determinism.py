@@ -139,15 +139,15 @@ def updates(random: torch.Generator, acc: torch.dtype) -> Results:
     adam(weights, low, grads, exp_avgs, exp_avg_sqs, [3, 4, 5], **rates)
     yield "adam", [*weights, *low, *exp_avgs, *exp_avg_sqs]
     table, grad, exp_avg, exp_avg_sq = tensors(600, 200)
-    residual = torch.zeros_like(table, dtype=torch.bfloat16) if acc == torch.float32 else None
+    compensation = torch.zeros_like(table, dtype=torch.bfloat16) if acc == torch.float32 else None
     rows = torch.arange(0, 600, 2)
     embedding_adam(
-        table, residual, exp_avg, exp_avg_sq, rows, grad[rows].contiguous(), step=9, **rates
+        table, compensation, exp_avg, exp_avg_sq, rows, grad[rows].contiguous(), step=9, **rates
     )
     yield "embedding_adam", [table.clone(), exp_avg.clone(), exp_avg_sq.clone()]
     rates.pop("lr")
     embedding_adam_catch_up(
-        table, residual, exp_avg, exp_avg_sq, rows, torch.full((300,), 9), step=700,
+        table, compensation, exp_avg, exp_avg_sq, rows, torch.full((300,), 9), step=700,
         lrs=torch.full((700,), 1e-3, dtype=torch.float64), base=0, **rates,
     )  # fmt: skip
     yield "embedding_adam_catch_up", [table, exp_avg, exp_avg_sq]

@@ -104,13 +104,13 @@ def test_steps_without_a_rate(dtype: torch.dtype, backend: str) -> None:
     """Rates of 0, as after the end of a schedule: nothing moves, though moments decay."""
     need(OP, backend, "cpu")
     weight = torch.randn(4, 5, dtype=dtype)
-    residual = torch.zeros(4, 5).bfloat16() if dtype == torch.float32 else None
+    compensation = torch.zeros(4, 5).bfloat16() if dtype == torch.float32 else None
     m, v = torch.ones_like(weight), torch.ones_like(weight)
     before, lrs = weight.clone(), torch.zeros(60, dtype=torch.float64)
     # Before what is missed, so that not all rates that are kept are 0.
     lrs[:10] = 1e-3
     embedding_adam_catch_up(
-        weight, residual, m, v, torch.tensor([1, 3]), torch.tensor([20, 58]), step=60, lrs=lrs,
+        weight, compensation, m, v, torch.tensor([1, 3]), torch.tensor([20, 58]), step=60, lrs=lrs,
         base=0, beta1=0.9, beta2=0.999, eps=1e-8, backend=backend,
     )  # fmt: skip
     assert torch.equal(weight, before)
@@ -200,7 +200,7 @@ def called(function: Any, **other: Any) -> None:
     zeros = torch.zeros(5, 3)
     given: dict[str, Any] = {
         "weight": zeros.clone(),
-        "residual": zeros.bfloat16(),
+        "compensation": zeros.bfloat16(),
         "exp_avg": zeros.clone(),
         "exp_avg_sq": zeros.clone(),
         "rows": torch.tensor([1, 3]),
@@ -227,9 +227,12 @@ def called(function: Any, **other: Any) -> None:
         ({"exp_avg": torch.zeros(5, 3).double()}, "exp_avg has dtype torch.float64"),
         ({"exp_avg_sq": torch.zeros(5, 4)}, r"exp_avg_sq has shape \(5, 4\), expected \(5, 3\)"),
         ({"exp_avg_sq": torch.zeros(5, 3).bfloat16()}, "exp_avg_sq has dtype torch.bfloat16"),
-        ({"residual": None}, "found no residual, expected one with a float32 table"),
-        ({"residual": torch.zeros(5, 3)}, "residual has dtype torch.float32, expected torch.bflo"),
-        ({"residual": torch.zeros(5, 2).bfloat16()}, r"residual has shape \(5, 2\)"),
+        ({"compensation": None}, "found no compensation, expected one with a float32 table"),
+        (
+            {"compensation": torch.zeros(5, 3)},
+            "compensation has dtype torch.float32, expected torch.bflo",
+        ),
+        ({"compensation": torch.zeros(5, 2).bfloat16()}, r"compensation has shape \(5, 2\)"),
         ({"rows": torch.tensor([1, 3]).int()}, "rows has dtype torch.int32, expected torch.int64"),
         ({"rows": torch.tensor([[1, 3]])}, r"rows has shape \(1, 2\), expected \(2,\)"),
         ({"rows": torch.tensor([1, 5])}, "rows holds .*5, expected .*row.* of 5"),
@@ -290,11 +293,13 @@ def test_refused_alone(function: Any, other: dict[str, Any], message: str) -> No
 
 @pytest.mark.parametrize("backend", ["native", "triton"])
 @pytest.mark.parametrize("function", [embedding_adam, embedding_adam_catch_up])
-@pytest.mark.parametrize("which", ["weight", "exp_avg", "exp_avg_sq", "residual"])
+@pytest.mark.parametrize("which", ["weight", "exp_avg", "exp_avg_sq", "compensation"])
 def test_strided_tables_are_refused(which: str, function: Any, backend: str) -> None:
     """Kernels that walk over memory in order would write to other elements than they mean."""
     need(OP, backend, "cpu")
-    table = torch.zeros(3, 5, dtype=torch.bfloat16 if which == "residual" else torch.float32).t()
+    table = torch.zeros(
+        3, 5, dtype=torch.bfloat16 if which == "compensation" else torch.float32
+    ).t()
     with pytest.raises(ValueError, match=f"{which} has strides .*, expected a contiguous tensor"):
         called(function, **{which: table}, backend=backend)
 
@@ -314,10 +319,10 @@ def test_opcheck() -> None:
     opcheck(ops.deferred_rules.default, counts, test_utils="test_schema")
 
 
-def test_float64_has_no_residual() -> None:
-    """A residual that nobody reads would be a mistake of the caller's."""
+def test_float64_has_no_compensation() -> None:
+    """A compensation that nobody reads would be a mistake of the caller's."""
     wide = {name: torch.zeros(5, 3).double() for name in ("weight", "exp_avg", "exp_avg_sq")}
-    with pytest.raises(ValueError, match="found a residual, expected one with a float32 table"):
+    with pytest.raises(ValueError, match="found a compensation, expected one with a float32 table"):
         called(embedding_adam_catch_up, **wide)
 
 

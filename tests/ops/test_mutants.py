@@ -162,10 +162,10 @@ def adam_mutants() -> dict[str, tuple[str, Any]]:
             *lists, **{k: x for k, x in numbers.items() if k != number}
         )
 
-    def residuals_lost(*lists: Any, **numbers: Any) -> None:
+    def compensations_lost(*lists: Any, **numbers: Any) -> None:
         adam_ref(*lists, **numbers)
-        for residual in lists[1]:
-            residual.zero_()
+        for compensation in lists[1]:
+            compensation.zero_()
 
     def decay_in_the_gradient(*lists: Any, weight_decay: float, **numbers: Any) -> None:
         grads = [g + weight_decay * w for g, w in zip(lists[2], lists[0], strict=True)]
@@ -185,7 +185,7 @@ def adam_mutants() -> dict[str, tuple[str, Any]]:
         "no scale": ("scaled", without("grad_scale")),
         "no decay": ("decay", without("weight_decay")),
         "decay in the gradient": ("decay", decay_in_the_gradient),
-        "residuals lost": ("odd", residuals_lost),
+        "compensations lost": ("odd", compensations_lost),
         "moments not written": ("odd", moments_not_written),
         "gradient not read": ("odd", changed(2, lambda grads: [g * 0 for g in grads])),
     }

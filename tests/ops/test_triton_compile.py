@@ -226,15 +226,15 @@ def call_rest(inputs: Inputs) -> None:
 
 
 def call_adam(inputs: Inputs) -> None:
-    """Weights are of the sums' type, with residuals unless that is float64."""
+    """Weights are of the sums' type, with compensations unless that is float64."""
     from fastadv.kernels import adam
     from fastadv.kernels import embedding_adam as embedding
 
     weight, wide = inputs.full(TOKENS, HIDDEN), inputs.acc == torch.float64
-    residual = None if wide else weight.bfloat16()
-    lists = ([weight], [] if residual is None else [residual], [weight], [weight], [weight])
+    compensation = None if wide else weight.bfloat16()
+    lists = ([weight], [] if compensation is None else [compensation], [weight], [weight], [weight])
     adam.adam(*lists, [], [], [7], 1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0)
-    table = (weight, residual, weight, weight, inputs.ids)
+    table = (weight, compensation, weight, weight, inputs.ids)
     embedding.embedding_adam(*table, weight, 7, 1e-3, 0.9, 0.999, 1e-8, 1.0)
     # Numbers are float64, whatever the table is.
     wide = torch.ones(2, 10, dtype=torch.float64)
@@ -244,7 +244,7 @@ def call_adam(inputs: Inputs) -> None:
             *table, starts if by_row else inputs.ids, counter, counter, wide, wide, wide[0], by_row
         )
     embedding.embedding_adam_apply(*table, weight, wide[0], starts, counter)
-    adam.adam_apply(weight, residual, weight, weight, weight, weight.half(), wide[0])
+    adam.adam_apply(weight, compensation, weight, weight, weight, weight.half(), wide[0])
     flags = inputs.ids[:3]
     for scaler, log in ((None, None), (wide[0, :3], wide)):
         adam.adam_begin(

@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 from fastadv.batches.packing import TableRows
 from fastadv.optim.host_adam import HostAdam
 from fastadv.optim.host_embedding import HostEmbedding
-from fastadv.weights.residuals import Residuals
+from fastadv.weights.compensations import Compensations
 
 WIDTH = 5
 
@@ -87,12 +87,12 @@ def deferred(
 ) -> tuple[Tensor, HostEmbedding]:
     """What `dense` gives, with rows made up when they are read; with `reads` now and then more."""
     table = Parameter(plan.start().to(dtype))
-    residual = Residuals().of(table)
-    if residual is not None:
+    compensation = Compensations().of(table)
+    if compensation is not None:
         # The whole start, as far as it can be kept.
-        residual.copy_(plan.start() - table.detach().double())
-    start = total(table, residual)
-    deferral = HostEmbedding(table, residual, backend)
+        compensation.copy_(plan.start() - table.detach().double())
+    start = total(table, compensation)
+    deferral = HostEmbedding(table, compensation, backend)
     owners = [deferral.add_owner(plan.betas, plan.eps) for _ in range(2)]
     for number, (owner, rows, values, lr) in enumerate(plan.events()):
         deferral.update(owners[owner], sparse(rows, values.to(dtype), table), lr)
@@ -101,16 +101,16 @@ def deferred(
         if reads and number % 50 == 49:
             deferral.flush()
     deferral.flush()
-    return total(table, residual) - start, deferral
+    return total(table, compensation) - start, deferral
 
 
 def sparse(rows: Tensor, values: Tensor, table: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
 
 
-def total(table: Tensor, residual: Tensor | None) -> Tensor:
+def total(table: Tensor, compensation: Tensor | None) -> Tensor:
     exact = table.detach().double().clone()
-    return exact if residual is None else exact + residual.double()
+    return exact if compensation is None else exact + compensation.double()
 
 
 # The interpreter takes its time; its kernels are compared plan by plan in tests/ops.
@@ -137,8 +137,8 @@ def test_equals_dense(name: str, backend: str, reads: bool) -> None:
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_equals_dense_in_float32(name: str, backend: str) -> None:
-    """A step rounds the residual by 2^-9 of half an ulp, 3e-8, of a weight near 1, and the moments
-    by 6e-8 of the displacement a few times.
+    """A step rounds the compensation by 2^-9 of half an ulp, 3e-8, of a weight near 1, and the
+    moments by 6e-8 of the displacement a few times.
     """
     plan = PLANS[name]
     wanted = dense(plan)
@@ -174,15 +174,15 @@ def test_reading_shows_all_steps_and_changes_nothing(backend: str) -> None:
     _, whole = deferred(PLANS["everything"], backend, torch.float32)
     plan = PLANS["everything"]
     table = Parameter(plan.start().float())
-    residual = Residuals().of(table)
-    assert residual is not None
-    residual.copy_(plan.start() - table.detach().double())
-    waiting = HostEmbedding(table, residual, backend)
+    compensation = Compensations().of(table)
+    assert compensation is not None
+    compensation.copy_(plan.start() - table.detach().double())
+    waiting = HostEmbedding(table, compensation, backend)
     owners = [waiting.add_owner(plan.betas, plan.eps) for _ in range(2)]
     for owner, rows, values, lr in plan.events():
         waiting.update(owners[owner], sparse(rows, values.float(), table), lr)
     before = {n: t.clone() for n, t in waiting.state_tensors().items()}
-    stale, low, address = table.detach().clone(), residual.clone(), table.data_ptr()
+    stale, low, address = table.detach().clone(), compensation.clone(), table.data_ptr()
     assert not torch.equal(stale, whole.table)
     with waiting.reading(), waiting.reading():
         assert torch.equal(table, whole.table)
@@ -192,7 +192,7 @@ def test_reading_shows_all_steps_and_changes_nothing(backend: str) -> None:
         with pytest.raises(RuntimeError, match="the table is being read"):
             waiting.update(0, torch.ones_like(table), 1.0)
     assert table.data_ptr() == address
-    assert torch.equal(table, stale) and torch.equal(residual, low)
+    assert torch.equal(table, stale) and torch.equal(compensation, low)
     assert all(torch.equal(t, waiting.state_tensors()[n]) for n, t in before.items())
     waiting.flush()
     assert torch.equal(table, whole.table)
@@ -211,12 +211,12 @@ def test_state_goes_on_where_it_was() -> None:
 
     def fresh() -> tuple[HostEmbedding, Tensor]:
         table = Parameter(PLANS["everything"].start().float())
-        residual = Residuals().of(table)
-        assert residual is not None
-        deferral = HostEmbedding(table, residual, "native")
+        compensation = Compensations().of(table)
+        assert compensation is not None
+        deferral = HostEmbedding(table, compensation, "native")
         for _ in range(2):
             deferral.add_owner((0.8, 0.99), 1e-8)
-        return deferral, residual
+        return deferral, compensation
 
     def run(deferral: HostEmbedding, part: list) -> None:
         for owner, rows, values, lr in part:
@@ -282,7 +282,7 @@ def test_a_dense_gradient_counts_for_every_row() -> None:
 
 def test_weight_decay_is_refused() -> None:
     table = Parameter(torch.ones(2, 2))
-    deferral = HostEmbedding(table, Residuals().of(table), "native")
+    deferral = HostEmbedding(table, Compensations().of(table), "native")
     with pytest.raises(ValueError, match=r"weight_decay is 0\.1 with a deferred table"):
         HostAdam([("table", table)], lr=1.0, weight_decay=0.1, deferred=deferral)
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import Parameter
 
 from fastadv.optim.host_adam import HostAdam
 from fastadv.optim.host_embedding import HostEmbedding
-from fastadv.weights.residuals import Residuals
+from fastadv.weights.compensations import Compensations
 
 
 def parameters(dtype: torch.dtype) -> list[tuple[str, Parameter]]:
@@ -61,9 +61,9 @@ def test_leaves_no_gradient_and_no_state_for_unused() -> None:
 
 def test_state_moves_to_another_optimiser() -> None:
     one, two = parameters(torch.float32), parameters(torch.float32)
-    low_one, low_two = Residuals(), Residuals()
-    first = HostAdam(one, lr=1e-2, residuals=low_one)
-    second = HostAdam(two, lr=1e-2, residuals=low_two)
+    low_one, low_two = Compensations(), Compensations()
+    first = HostAdam(one, lr=1e-2, compensations=low_one)
+    second = HostAdam(two, lr=1e-2, compensations=low_two)
     for step in range(3):
         first.step(gradients(step, torch.float32))
     with torch.no_grad():
@@ -91,13 +91,13 @@ def test_wrong_states_and_gradients_are_refused() -> None:
 
 def adam_over(
     dtype: torch.dtype, deferred: bool = False, **options: Any
-) -> tuple[HostAdam, list[Parameter], Residuals]:
+) -> tuple[HostAdam, list[Parameter], Compensations]:
     """Ours over `parameters`; with `deferred`, "a" is a table whose rows wait."""
-    named, residuals = parameters(dtype), Residuals()
+    named, compensations = parameters(dtype), Compensations()
     table = named[0][1]
-    deferral = HostEmbedding(table, residuals.of(table), None) if deferred else None
-    adam = HostAdam(named, lr=1e-2, residuals=residuals, deferred=deferral, **options)
-    return adam, [p for _, p in named], residuals
+    deferral = HostEmbedding(table, compensations.of(table), None) if deferred else None
+    adam = HostAdam(named, lr=1e-2, compensations=compensations, deferred=deferral, **options)
+    return adam, [p for _, p in named], compensations
 
 
 def sparse_gradients(step: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
@@ -164,7 +164,7 @@ def test_states_of_other_adams_are_refused() -> None:
         table.load_state_dict(decoupled)
 
 
-def everything(adam: HostAdam, weights: Sequence[Parameter], low: Residuals) -> list[Any]:
+def everything(adam: HostAdam, weights: Sequence[Parameter], low: Compensations) -> list[Any]:
     """All that a step may change."""
     found = [p.detach().clone() for p in weights]
     found += [r.clone() for p in weights if (r := low.of(p)) is not None]

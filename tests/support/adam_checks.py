@@ -47,7 +47,7 @@ class AdamCase:
         }
 
     def inputs(self, dtype: torch.dtype, device: str) -> list[list[Tensor]]:
-        """weights, residuals, grads, exp_avgs and exp_avg_sqs."""
+        """weights, compensations, grads, exp_avgs and exp_avg_sqs."""
         random = torch.Generator().manual_seed(sum(map(sum, self.shapes)) * 31 + self.steps[-1])
         lists: list[list[Tensor]] = [[], [], [], [], []]
         for shape in self.shapes:
@@ -91,7 +91,7 @@ def check_adam(op: Op, case: AdamCase, dtype: torch.dtype, device: str = "cpu") 
 
 
 def check_step(op: Op, case: AdamCase, before: list[list[Tensor]], dtype: torch.dtype) -> None:
-    """`check_adam` on given weights, residuals, grads, exp_avgs and exp_avg_sqs."""
+    """`check_adam` on given weights, compensations, grads, exp_avgs and exp_avg_sqs."""
     given = [[x.clone() for x in xs] for xs in before]
     op(*given, list(case.steps), **case.numbers())
     for old, new in zip(before[2], given[2], strict=True):
@@ -117,11 +117,11 @@ def check_step(op: Op, case: AdamCase, before: list[list[Tensor]], dtype: torch.
         moved = rate * terms / root + case.lr * case.weight_decay * w.abs()
         after = given[0][i].double()
         if dtype == torch.float32:
-            residual = given[1][i]
-            after = after + residual.double()
+            compensation = given[1][i]
+            after = after + compensation.double()
             unit = torch.nextafter(given[0][i].abs(), given[0][i] + torch.inf) - given[0][i].abs()
-            assert (residual.double().abs() <= unit.double() / 2).all(), (
-                "residual above half a unit"
+            assert (compensation.double().abs() <= unit.double() / 2).all(), (
+                "compensation above half a unit"
             )
         # What is kept is the weight and eight bits of the rest, which is at most half a unit of the
         # weight: half a unit of that. float64 has its own half unit.
@@ -260,9 +260,9 @@ def check_catch_up(
     m, v = (x.to(device, dtype) for x in case.moments())
     untouched = [i for i in range(VOCABULARY) if i not in TABLE_ROWS]
     weight = torch.zeros_like(m)
-    residual = torch.zeros_like(m).bfloat16() if dtype == torch.float32 else None
-    tables = [weight, m, v, *([] if residual is None else [residual])]
-    # Bits of their own in rows that nobody asked for, the weight's and the residual's too.
+    compensation = torch.zeros_like(m).bfloat16() if dtype == torch.float32 else None
+    tables = [weight, m, v, *([] if compensation is None else [compensation])]
+    # Bits of their own in rows that nobody asked for, the weight's and the compensation's too.
     for table in tables:
         table[untouched] = 0.7
     before = [table.clone() for table in tables]
@@ -271,7 +271,7 @@ def check_catch_up(
 
     def to(step: int, which: Tensor, starts: Tensor) -> None:
         op(
-            weight, residual, m, v, rows[which].to(device), starts, step=step,
+            weight, compensation, m, v, rows[which].to(device), starts, step=step,
             lrs=case.lrs()[: step - case.base], base=case.base, **case.numbers(),
         )  # fmt: skip
 
@@ -284,7 +284,7 @@ def check_catch_up(
     to(case.step, everything, starts)
     for old, new in zip(before, tables, strict=True):
         assert torch.equal(old[still], new[still]), "a row that missed nothing changed"
-    moved = weight.double() if residual is None else weight.double() + residual.double()
+    moved = weight.double() if compensation is None else weight.double() + compensation.double()
     moved_limit, moment_limit = catch_up_limits(case, dtype, one_by_one)
     if split:
         # Two sums instead of one, the second from rounded moments.
@@ -321,24 +321,24 @@ def check_embedding_adam(
     before = [xs[0] for xs in case.inputs(dtype, device) if xs]
     after = [x.clone() for x in before]
     weight, m, v = after[0], after[-2], after[-1]
-    residual = after[1] if dtype == torch.float32 else None
+    compensation = after[1] if dtype == torch.float32 else None
     at = torch.tensor(rows, dtype=torch.int64, device=device)
     numbers = {k: x for k, x in case.numbers().items() if k != "weight_decay"}
-    op(weight, residual, m, v, at, before[-3][at], step=12, **numbers)
+    op(weight, compensation, m, v, at, before[-3][at], step=12, **numbers)
     others = [i for i in range(vocabulary) if i not in rows]
     for old, new in zip(before, after, strict=True):
         assert torch.equal(old[others], new[others]), "a row that was not named changed"
 
-    def on_rows(weights: list[Tensor], residuals: list[Tensor], grads: list[Tensor],
+    def on_rows(weights: list[Tensor], compensations: list[Tensor], grads: list[Tensor],
                 exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], *_: object,
                 **__: object) -> None:  # fmt: skip
         weights[0].copy_(weight[at])
         exp_avgs[0].copy_(m[at])
         exp_avg_sqs[0].copy_(v[at])
-        if residual is not None:
-            residuals[0].copy_(residual[at])
+        if compensation is not None:
+            compensations[0].copy_(compensation[at])
 
     part = [[x[at]] for x in before]
-    if residual is None:
+    if compensation is None:
         part.insert(1, [])
     check_step(on_rows, case, part, dtype)

@@ -73,9 +73,9 @@ def library_weights(tuner: AdversarialFinetuner):
         tuner.trainer.deferred.flush()
     whole = {n: p.detach().double().clone() for n, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        residual = tuner.trainer.residuals.of(parameter)
-        assert residual is not None
-        whole[name] += residual.double()
+        compensation = tuner.trainer.compensations.of(parameter)
+        assert compensation is not None
+        whole[name] += compensation.double()
     start = "encoder."
     ours = {n.removeprefix(start): t for n, t in whole.items() if n.startswith(start)}
     theirs = model.encoder.to_huggingface(ours)

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fastadv.weights.flat import FlatParameters
 
 
-class Residuals:
+class Compensations:
     """The low bits of float32 weights, shared by all optimisers that move them."""
 
     def __init__(self) -> None:
@@ -28,7 +28,9 @@ class Residuals:
         return found
 
     def put(self, flat: FlatParameters) -> None:
-        """Makes the residuals of flat parameters parts of theirs."""
-        if flat.residual is not None:
-            for parameter, residual in zip(flat.parameters, flat.views(flat.residual), strict=True):
-                self._of[parameter] = residual
+        """Makes the compensations of flat parameters parts of theirs."""
+        if flat.compensation is not None:
+            for parameter, compensation in zip(
+                flat.parameters, flat.views(flat.compensation), strict=True
+            ):
+                self._of[parameter] = compensation
