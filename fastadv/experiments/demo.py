@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv import samples
-from fastadv.config import SCORE, FinetuneConfig, Precision, Task
+from fastadv.config import SCORE, FinetuneConfig, Precision, TaskName
 from fastadv.data import Data, as_texts
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.records.history import History
 from fastadv.records.plots import plot_curves
 from fastadv.records.text_table import table
 from fastadv.run.folder import METRICS
-from fastadv.tasks.labels import labels_of
 from fastadv.tasks.metrics import median_cosine
+from fastadv.tasks.registry import task_of
 
 RUNS = {"baseline": False, "adversarial": True}
 
@@ -38,7 +38,7 @@ class _Recipe:
     factor: float
 
 
-RECIPES: dict[Task, _Recipe] = {
+RECIPES: dict[TaskName, _Recipe] = {
     "classification": _Recipe("news", 100, 5.0),
     "ner": _Recipe("entities", 150, 10.0),
 }
@@ -57,7 +57,7 @@ class _Corpus:
 
 def run(
     model: str | None = None,
-    task: Task = "classification",
+    task: TaskName = "classification",
     steps: int | None = None,
     batch_size: int = 16,
     precision: Precision = "auto",
@@ -150,7 +150,7 @@ def _documents(sample: str) -> _Corpus:
     train = samples.documents(sample, "en.train")
     languages = samples.DOCUMENT_LANGUAGES
     return _Corpus(
-        labels=labels_of(train, "classification"),
+        labels=task_of("classification").labels_of(train),
         train=train,
         dev=samples.documents(sample, "en.dev"),
         unlabeled={lang: samples.documents(sample, f"{lang}.unlabeled") for lang in languages},
@@ -164,7 +164,7 @@ def _entities() -> _Corpus:
     train = samples.entities("en.train")
     languages = samples.ENTITY_LANGUAGES
     return _Corpus(
-        labels=labels_of(train, "ner"),
+        labels=task_of("ner").labels_of(train),
         train=train,
         dev=None,
         unlabeled={lang: samples.documents("news", f"{lang}.unlabeled") for lang in languages},
@@ -186,7 +186,7 @@ def _alignment(tuner: AdversarialFinetuner, sample: str) -> dict[str, float]:
 def _report(
     histories: dict[str, History],
     cosines: dict[str, dict[str, float]],
-    task: Task,
+    task: TaskName,
     folder: Path,
     seconds: float,
 ) -> str:

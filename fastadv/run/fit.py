@@ -353,6 +353,6 @@ class Run:
             replace_folder(
                 self.output_dir / MEAN,
                 lambda folder: save_model(
-                    folder, model, trained.tokenizer, trained.labels, trained.config
+                    folder, model, trained.task, trained.tokenizer, trained.labels, trained.config
                 ),
             )
