@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastadv import samples
 from fastadv.config import SCORE, FinetuneConfig, Precision, TaskName
-from fastadv.data import Data, as_texts
+from fastadv.data import Data, Document, as_texts
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.records.history import History
 from fastadv.records.plots import plot_curves
@@ -177,7 +177,7 @@ def _alignment(tuner: AdversarialFinetuner, sample: str) -> dict[str, float]:
 
     def embedded(language: str) -> NDArray[np.float32]:
         file = samples.documents(sample, f"{language}.test")
-        return tuner.embed(as_texts(file, "classification"))
+        return tuner.embed(as_texts(file, Document))
 
     english = embedded(samples.SOURCE)
     return {n: median_cosine(english, embedded(n)) for n in samples.DOCUMENT_LANGUAGES}

@@ -67,7 +67,7 @@ class Classification:
 
     def texts(self, data: Data) -> Iterator[Document]:
         """As `iter_texts`."""
-        return iter_texts(data, "classification")
+        return iter_texts(data, Document)
 
     def tokenize(
         self,

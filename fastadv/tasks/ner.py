@@ -135,7 +135,7 @@ class NamedEntities:
 
     def texts(self, data: Data) -> Iterator[Sentence]:
         """As `iter_texts`: strings are split at white space."""
-        return iter_texts(data, "ner")
+        return iter_texts(data, Sentence)
 
     def tokenize(
         self,
