@@ -82,7 +82,7 @@ class ExperimentPlan:
 
     Attributes:
         name: For titles.
-        task: "classification" or "ner".
+        task: Its name.
         model: Hub id, folder or alias.
         source: The labelled language.
         targets: The others, in the order of the tables' columns.

@@ -25,8 +25,8 @@ class Results:
 
     Attributes:
         lines: One finished run each.
-        task: "classification" or "ner".
-        metric: "accuracy" or "f1".
+        task: Its name.
+        metric: The task's, by which runs are compared.
         source: The labelled language.
         languages: The targets, in the order of the plan.
         seeds: In the order of the plan.
