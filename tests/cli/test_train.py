@@ -263,7 +263,7 @@ def test_a_run_is_freed_before_its_twin(
 
     def watched(self: fastadv.run.fit.Run, resume: bool) -> History:
         alive.append(sum(tuner() is not None for tuner in held))
-        held.append(weakref.ref(self.tuner))
+        held.append(weakref.ref(self.trained))
         return go(self, resume)
 
     monkeypatch.setattr(fastadv.run.fit.Run, "go", watched)
