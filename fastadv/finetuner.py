@@ -111,7 +111,7 @@ class AdversarialFinetuner:
         self.model = AdversarialModel(
             packed,
             len(self.labels),
-            chosen.by_token,
+            by_token=chosen.by_token,
             head_dropout=config.head_dropout,
             seed=config.seed,
             backend=config.backend,
