@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fastadv.finetuner import AdversarialFinetuner, Losses
     from fastadv.records.history import History
     from fastadv.run.stopping import Stopped
-    from fastadv.tasks.predictions import DocumentPrediction, Entity, SentencePrediction
+    from fastadv.tasks.classification import DocumentPrediction
+    from fastadv.tasks.ner import Entity, SentencePrediction
 
 __version__ = "0.1.0"
 
@@ -26,15 +27,15 @@ _HOMES = {
     "AdversarialFinetuner": "finetuner",
     "DataFile": "data",
     "Document": "data",
-    "DocumentPrediction": "tasks.predictions",
+    "DocumentPrediction": "tasks.classification",
     "Embedder": "embedder",
-    "Entity": "tasks.predictions",
+    "Entity": "tasks.ner",
     "FinetuneConfig": "config",
     "History": "records.history",
     "Losses": "finetuner",
     "PackedBatch": "batches.packing",
     "Sentence": "data",
-    "SentencePrediction": "tasks.predictions",
+    "SentencePrediction": "tasks.ner",
     "Stopped": "run.stopping",
 }
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-Task = Literal["classification", "ner"]
+TaskName = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
@@ -20,23 +21,47 @@ Selection = Literal[
     "english_dev", "entropy", "information", "nuclear_norm", "english_dev+nuclear_norm"
 ]
 
-TASKS: tuple[Task, ...] = ("classification", "ner")
 
-# Where the paper (sections 3.2 and 3.3) sets a value by task; max_length is ours.
-_BY_TASK: dict[Task, dict[str, float | int]] = {
-    "classification": {
-        "lr_task": 2e-6,
-        "lr_discriminator": 5e-5,
-        "lr_generator": 2e-8,
-        "max_length": 256,
-    },
-    "ner": {
-        "lr_task": 6e-6,
-        "lr_discriminator": 5e-4,
-        "lr_generator": 6e-8,
-        "max_length": 128,
-    },
+@dataclass(frozen=True)
+class TaskSettings:
+    """What a run knows of its task before anything is loaded; the rest is in `fastadv.tasks`.
+
+    Attributes:
+        metric: The one number by which runs are compared and selected, of those that score them.
+        defaults: Values of the fields of `FinetuneConfig` that are None.
+        windows: Whether an example of more than `max_length` pieces becomes overlapping windows;
+            else it is cut.
+    """
+
+    metric: str
+    defaults: Mapping[str, float | int]
+    windows: bool = False
+
+
+# Rates are the paper's (sections 3.2 and 3.3); max_length is ours.
+TASK_SETTINGS: dict[TaskName, TaskSettings] = {
+    "classification": TaskSettings(
+        metric="accuracy",
+        defaults={
+            "lr_task": 2e-6,
+            "lr_discriminator": 5e-5,
+            "lr_generator": 2e-8,
+            "max_length": 256,
+        },
+    ),
+    "ner": TaskSettings(
+        metric="f1",
+        defaults={
+            "lr_task": 6e-6,
+            "lr_discriminator": 5e-4,
+            "lr_generator": 6e-8,
+            "max_length": 128,
+        },
+        windows=True,
+    ),
 }
+SCORE: dict[TaskName, str] = {name: task.metric for name, task in TASK_SETTINGS.items()}
+"""The one number by which a task's runs are compared and selected."""
 
 
 @dataclass(frozen=True)
@@ -139,22 +164,23 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    def resolved(self, task: Task) -> ResolvedConfig:
+    def resolved(self, task: TaskName) -> ResolvedConfig:
         """The same settings with the task's defaults filled in.
 
         Raises:
-            ValueError: `task` is neither "classification" nor "ner", or `window_overlap` leaves
-                no room in a window of `max_length`.
+            ValueError: There is no such task, or `window_overlap` leaves no room in a window of
+                `max_length`.
         """
-        if task not in TASKS:
-            raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
+        if task not in TASK_SETTINGS:
+            raise ValueError(f"task is {task!r}, expected one of {', '.join(TASK_SETTINGS)}")
+        settings = TASK_SETTINGS[task]
         values = dataclasses.asdict(self)
-        for name, default in _BY_TASK[task].items():
+        for name, default in settings.defaults.items():
             if values[name] is None:
                 values[name] = default
         if values["window_overlap"] is None:
             values["window_overlap"] = values["max_length"] // 4
-        if task == "ner" and values["window_overlap"] >= values["max_length"] - 2:
+        if settings.windows and values["window_overlap"] >= values["max_length"] - 2:
             raise ValueError(
                 f"window_overlap is {values['window_overlap']}, expected less than max_length - 2 "
                 f"= {values['max_length'] - 2} so that windows advance"
@@ -214,7 +240,3 @@ def _check(config: FinetuneConfig) -> None:
         refuse("selection", ", ".join(map(repr, get_args(Selection))))
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")
-
-
-SCORE: dict[Task, str] = {"classification": "accuracy", "ner": "f1"}
-"""The one number by which a task's runs are compared and selected."""

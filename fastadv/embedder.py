@@ -99,14 +99,14 @@ class Embedder:
         Raises:
             ValueError: Malformed data.
         """
-        return self._embed(as_texts(texts, "classification"))
+        return self._embed(as_texts(texts, Document))
 
     def iter_embed(self, texts: Data, chunk_size: int = 1024) -> Iterator[Floats]:
         """`embed`, piece by piece: (n, H) float32 arrays with n at most `chunk_size`.
 
         Memory does not grow with the number of texts, if `texts` is a file or an iterator.
         """
-        for chunk in chunks(iter_texts(texts, "classification"), chunk_size):
+        for chunk in chunks(iter_texts(texts, Document), chunk_size):
             yield self._embed(chunk)
 
     def _embed(self, documents: list[Document]) -> Floats:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from fastadv import backends
 from fastadv.batches.packing import PackedBatch, pack
-from fastadv.config import SCORE, FinetuneConfig, ResolvedConfig, Task
-from fastadv.data import Data, as_texts, iter_texts
+from fastadv.config import FinetuneConfig, ResolvedConfig, TaskName
+from fastadv.data import Data
 from fastadv.data.chunks import chunks
 from fastadv.device import autocast_dtype, default_device, resolve_precision
 from fastadv.embedder import Embedder
@@ -35,15 +35,11 @@ from fastadv.run.observer import Observer
 from fastadv.run.state import restore, state_of
 from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
 from fastadv.selection.target_signals import TargetSignals
+from fastadv.tasks.classification import DocumentPrediction
 from fastadv.tasks.evaluation_set import EvaluationSet
-from fastadv.tasks.labels import checked_labels
-from fastadv.tasks.predictions import (
-    DocumentPrediction,
-    SentencePrediction,
-    predict_documents,
-    predict_sentences,
-)
+from fastadv.tasks.ner import SentencePrediction
 from fastadv.tasks.preparation import Preparation
+from fastadv.tasks.registry import task_of
 from fastadv.training.trainer import Trainer
 
 
@@ -73,15 +69,15 @@ class AdversarialFinetuner:
         device: Where to run; by default the GPU if there is one.
 
     Raises:
-        ValueError: The model cannot be loaded, the tokenizer is not a fast one, or the labels
-            are fewer than two, repeated, or for NER without "O".
+        ValueError: There is no such task, the model cannot be loaded, the tokenizer is not a fast
+            one, or the labels are fewer than two, repeated, or for NER without "O".
         RuntimeError: The backend that `config` names cannot run on the device.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] | PreTrainedModel,
-        task: Task = "classification",
+        task: TaskName = "classification",
         labels: Sequence[str] = (),
         config: FinetuneConfig | None = None,
         *,
@@ -90,8 +86,9 @@ class AdversarialFinetuner:
     ) -> None:
         config = config or FinetuneConfig()
         self.device = default_device(device)
-        self.task: Task = task
-        self.labels = checked_labels(labels, task)
+        self.task: TaskName = task
+        chosen = task_of(task)
+        self.labels = chosen.checked_labels(labels)
         resolved = config.resolved(task)
         precision = resolve_precision(resolved.precision, self.device)
         resolved = dataclasses.replace(resolved, precision=precision)
@@ -106,7 +103,7 @@ class AdversarialFinetuner:
             tokenizer = tokenizer or load_tokenizer(path)
         self.tokenizer = checked_tokenizer(tokenizer, encoder)
         self.config: ResolvedConfig = checked_length(resolved, encoder)
-        self.preparation = Preparation(task, self.labels, tokenizer, self.config)
+        self.preparation = Preparation(chosen, self.labels, tokenizer, self.config)
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
         packed = build_encoder(
@@ -115,8 +112,8 @@ class AdversarialFinetuner:
         self._check_backend(config.backend, packed.operations)
         self.model = AdversarialModel(
             packed,
-            task,
             len(self.labels),
+            by_token=chosen.by_token,
             head_dropout=config.head_dropout,
             seed=config.seed,
             backend=config.backend,
@@ -163,7 +160,7 @@ class AdversarialFinetuner:
 
         The encoder loads with `AutoModel`, a NER model with `AutoModelForTokenClassification`.
         """
-        save_model(Path(folder), self.model, self.tokenizer, self.labels, self.config)
+        save_model(Path(folder), self.model, self.task, self.tokenizer, self.labels, self.config)
 
     def collate(self, first: Data, second: Data | None = None) -> PackedBatch:
         """A batch made by hand.
@@ -256,16 +253,16 @@ class AdversarialFinetuner:
             OSError: The disk is full; likewise.
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
-        texts = dict(unlabeled or {})
+        task, texts = self.preparation.task, dict(unlabeled or {})
         if self.config.selection != ENGLISH_DEV:
             # Read once, for both.
-            texts = {name: as_texts(data, self.task) for name, data in texts.items()}
+            texts = {name: list(task.texts(data)) for name, data in texts.items()}
         draws = self.preparation.draws(labeled, texts)
         texts.pop(self.config.source_language, None)
         signals, size = None, self.config.eval_batch_size
         if self.config.selection != ENGLISH_DEV and texts:
-            signals = TargetSignals(self.preparation, self.task, texts, size)
-        choice = StepChoice(self.config.selection, SCORE[self.task], signals, dev is not None)
+            signals = TargetSignals(self.preparation, texts, size)
+        choice = StepChoice(self.config.selection, task.metric, signals, dev is not None)
         dev_set = None if dev is None else self.evaluation_set(dev)
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
@@ -297,7 +294,7 @@ class AdversarialFinetuner:
 
     def predict(self, data: Data) -> list[DocumentPrediction] | list[SentencePrediction]:
         """Labels of documents, or tags of sentences (strings are split at white space)."""
-        return self._predict(as_texts(data, self.task))
+        return self._predict(list(self.preparation.task.texts(data)))
 
     def iter_predict(
         self, data: Data, chunk_size: int = 1024
@@ -308,16 +305,13 @@ class AdversarialFinetuner:
             data: Anything that `predict` takes; files and iterators are read as they are needed.
             chunk_size: Examples tokenised and sorted by length together.
         """
-        for chunk in chunks(iter_texts(data, self.task), chunk_size):
+        for chunk in chunks(self.preparation.task.texts(data), chunk_size):
             yield from self._predict(chunk)
 
     def _predict(self, examples: Any) -> Any:
-        size = self.config.eval_batch_size
-        if self.task == "classification":
-            dataset = self.preparation.documents(examples)
-            return predict_documents(self.model, dataset, examples, self.labels, size)
-        dataset = self.preparation.sentences(examples)
-        return predict_sentences(self.model, dataset, examples, self.labels, size)
+        prepare, size = self.preparation, self.config.eval_batch_size
+        dataset = prepare.tokenized(examples)
+        return prepare.task.predictions(self.model, dataset, examples, self.labels, size)
 
     def embed(self, texts: Data) -> NDArray[np.float32]:
         """(N, H) float32: the mean-pooled embedding h̄_θ(x) of each text (paper, section 3.4)."""

@@ -29,7 +29,7 @@ ALLOWED = {
     "nn": "config backends ops batches weights",
     "training": "config backends device ops batches weights optim nn",
     "tasks": "config data ops batches nn",
-    "model_io": "config nn",
+    "model_io": "config nn tasks",
     "selection": "config nn tasks",
     "embedder": "config data device batches nn tasks model_io",
     "run": "config device records batches nn training tasks selection model_io",

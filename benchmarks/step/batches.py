@@ -20,7 +20,7 @@ from fastadv.batches.tokenization import (
     tokenize_documents,
     tokenize_sentences,
 )
-from fastadv.config import Task
+from fastadv.config import TaskName
 from fastadv.data import read_conll, read_documents
 
 Examples = list[list[TokenSequence]]
@@ -41,7 +41,7 @@ class Shape:
         max_length: In word-pieces, special ones included.
     """
 
-    task: Task
+    task: TaskName
     labels: tuple[str, ...]
     median: float
     spread: float

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fastadv import AdversarialFinetuner
 from fastadv.batches.packing import IGNORE_INDEX, PackedBatch
-from fastadv.config import ResolvedConfig, Task
+from fastadv.config import ResolvedConfig, TaskName
 from fastadv.device import autocast_dtype
 from fastadv.model_io.loading import set_dropout
 from fastadv.reference import PaddedBatch, ReferenceFinetuner
@@ -55,7 +55,7 @@ class Setup:
     task_head: nn.Linear
     discriminator: nn.Linear
     tokenizer: Any
-    task: Task
+    task: TaskName
     labels: tuple[str, ...]
     config: ResolvedConfig
     device: torch.device

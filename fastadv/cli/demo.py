@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from fastadv.cli.messages import hush
 from fastadv.cli.options import add_options_file, add_quiet
-from fastadv.config import Precision, Task
+from fastadv.config import Precision, TaskName
 
 SUMMARY = "see it work on the sample corpus"
 DESCRIPTION = (
@@ -28,7 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task",
-        type=Task,
+        type=TaskName,
         default="classification",
         help="four topics in five languages, or named entities in three",
     )

@@ -108,9 +108,9 @@ def _header(rows: int, width: int) -> dict[str, object]:
 
 
 def _write_lines(path: str, embedder: Embedder, data: Data | DataFile, chunk_size: int) -> None:
-    from fastadv.data import iter_texts
+    from fastadv.data import Document, iter_texts
 
-    documents, texts = tee(iter_texts(data, "classification"))
+    documents, texts = tee(iter_texts(data, Document))
     with text_output(path) as file:
         for chunk in embedder.iter_embed(documents, chunk_size):
             for row in chunk:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -20,9 +21,6 @@ from fastadv.cli.options import (
     named,
 )
 from fastadv.records.text_table import table
-
-if TYPE_CHECKING:
-    from fastadv.tasks.metrics import DocumentReport, EntityScores, Scores
 
 SUMMARY = "score a finetuned model"
 DESCRIPTION = (
@@ -54,60 +52,45 @@ def run(options: Namespace) -> None:
     from fastadv.finetuner import AdversarialFinetuner
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
-    reports = {}
-    for name, data in files.items():
-        size = tuner.config.eval_batch_size
-        reports[name] = tuner.evaluation_set(data).report(tuner.model, tuner.labels, size)
+    size = tuner.config.eval_batch_size
+    reports = {
+        name: tuner.evaluation_set(data).report(tuner.model, tuner.labels, size)
+        for name, data in files.items()
+    }
+    scores = {name: report.scores() for name, report in reports.items()}
+    details = {n: report.details() for n, report in reports.items()} if options.details else {}
     if options.json:
-        facts = {n: _scores(r) | (_facts(r) if options.details else {}) for n, r in reports.items()}
+        facts = {name: found | details.get(name, {}) for name, found in scores.items()}
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    scores = {name: _scores(report) for name, report in reports.items()}
     metrics = list(next(iter(scores.values())))
     rows = [[name, *(f"{values[m]:.4f}" for m in metrics)] for name, values in scores.items()]
     print(table(["test", *metrics], rows))
-    if options.details:
-        for name, report in reports.items():
-            print(f"\n{name}\n\n{_details(report)}")
+    for name, found in details.items():
+        print(f"\n{name}\n\n{_tables(found)}")
 
 
-def _scores(report: DocumentReport | EntityScores) -> dict[str, float]:
-    from fastadv.tasks.metrics import DocumentReport
-
-    if isinstance(report, DocumentReport):
-        return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
-    return {"precision": report.precision, "recall": report.recall, "f1": report.f1}
-
-
-def _facts(report: DocumentReport | EntityScores) -> dict[str, Any]:
-    """The details as plain data."""
-    from fastadv.tasks.metrics import DocumentReport
-
-    if isinstance(report, DocumentReport):
-        return {
-            "labels": list(report.labels),
-            "confusion": report.confusion.tolist(),
-            "per_class": {name: vars(scores) for name, scores in report.per_class.items()},
-        }
-    return {"per_type": {name: vars(scores) for name, scores in report.per_type.items()}}
-
-
-def _details(report: DocumentReport | EntityScores) -> str:
-    from fastadv.tasks.metrics import DocumentReport
-
-    if not isinstance(report, DocumentReport):
-        return _each("type", report.per_type)
-    rows = [
-        [label, *map(str, counts)]
-        for label, counts in zip(report.labels, report.confusion.tolist(), strict=True)
+def _tables(details: Mapping[str, Any]) -> str:
+    """Scores of each class or type, and the confusion matrix if there is one."""
+    tables = [
+        _each(name.removeprefix("per_"), scores)
+        for name, scores in details.items()
+        if name.startswith("per_")
     ]
-    matrix = table(["true \\ predicted", *report.labels], rows)
-    return f"{_each('class', report.per_class)}\n\n{matrix}"
+    if "confusion" in details:
+        labels = details["labels"]
+        rows = [
+            [label, *map(str, counts)]
+            for label, counts in zip(labels, details["confusion"], strict=True)
+        ]
+        tables.append(table(["true \\ predicted", *labels], rows))
+    return "\n\n".join(tables)
 
 
-def _each(what: str, scores: dict[str, Scores]) -> str:
+def _each(what: str, scores: Mapping[str, Mapping[str, float]]) -> str:
+    metrics = ("precision", "recall", "f1")
     rows = [
-        [name, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", str(s.support)]
-        for name, s in scores.items()
+        [name, *(f"{found[m]:.4f}" for m in metrics), str(found["support"])]
+        for name, found in scores.items()
     ]
-    return table([what, "precision", "recall", "f1", "support"], rows)
+    return table([what, *metrics, "support"], rows)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -25,7 +22,7 @@ from fastadv.cli.options import (
 from fastadv.cli.output import text_output
 
 if TYPE_CHECKING:
-    from fastadv.tasks.predictions import DocumentPrediction, SentencePrediction
+    from fastadv.tasks.task import Prediction
 
 SUMMARY = "label texts"
 DESCRIPTION = (
@@ -61,53 +58,12 @@ def run(options: Namespace) -> None:
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
     if options.batch_size is not None:
         tuner.config = dataclasses.replace(tuner.config, eval_batch_size=options.batch_size)
-    line: Callable[[Any], str] = sentence_line if tuner.task == "ner" else document_line
-    lines = map(line, tuner.iter_predict(data, options.chunk_size))
+    lines = map(_line, tuner.iter_predict(data, options.chunk_size))
     with text_output(options.output) as file:
         for chunk in chunks(lines, options.chunk_size):
             file.writelines(chunk)
             file.flush()
 
 
-def document_line(prediction: DocumentPrediction) -> str:
-    """{"text", "label", "probabilities": {label: number}}"""
-    return _line(
-        {
-            "text": prediction.text,
-            "label": prediction.label,
-            "probabilities": prediction.probabilities,
-        }
-    )
-
-
-def sentence_line(prediction: SentencePrediction) -> str:
-    """{"text", "words", "tags", "entities": [{"type", "text", "start", "end", ...}]}
-
-    start and end count words, start_char and end_char the characters of "text"; ends are
-    exclusive. A probability is null where the model saw none of the entity's words.
-    """
-    words = prediction.words
-    begins = [0, *accumulate(len(word) + 1 for word in words)]
-    return _line(
-        {
-            "text": " ".join(words),
-            "words": words,
-            "tags": prediction.tags,
-            "entities": [
-                {
-                    "type": entity.type,
-                    "text": entity.text,
-                    "start": entity.start,
-                    "end": entity.end,
-                    "start_char": begins[entity.start],
-                    "end_char": begins[entity.end] - 1,
-                    "probability": None if math.isnan(entity.probability) else entity.probability,
-                }
-                for entity in prediction.entities
-            ],
-        }
-    )
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+def _line(prediction: Prediction) -> str:
+    return json.dumps(prediction.as_json(), ensure_ascii=False, allow_nan=False) + "\n"

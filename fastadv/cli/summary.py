@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.config import SCORE, Task
+from fastadv.config import SCORE, TaskName
 from fastadv.records.history import History
 from fastadv.records.text_table import table
 
 _WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 
 
-def summary(histories: Mapping[str, History], task: Task) -> str:
+def summary(histories: Mapping[str, History], task: TaskName) -> str:
     """A row for each test set (without one, for English dev) and run; with two, the difference.
 
     Columns: the score at the step that was selected (by default on English dev, if there was a

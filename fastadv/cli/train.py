@@ -23,7 +23,7 @@ from fastadv.cli.options import (
     named,
 )
 from fastadv.cli.run_folder import BASELINE, has_begun, has_checkpoint, recorded, refuse_other_run
-from fastadv.config import FinetuneConfig, Task
+from fastadv.config import FinetuneConfig, TaskName
 
 if TYPE_CHECKING:
     from fastadv.records.history import History
@@ -48,7 +48,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task",
-        type=Task,
+        type=TaskName,
         default="classification",
         help="documents with one label each (paper, 3.2), or named entities (paper, 3.3)",
     )
@@ -145,21 +145,20 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
 
     `test` may be no option of the command.
     """
-    from fastadv.data import as_documents, as_sentences, as_texts
-    from fastadv.tasks.labels import labels_of
+    from fastadv.tasks.registry import task_of
 
+    task = task_of(options.task)
     unlabeled = named(options.unlabeled, "--unlabeled")
     test = named(options.get("test"), "--test")
     reading = Reading(options, ["train", "dev", *unlabeled, *test])
 
     def labelled(name: str, path: str) -> Any:
         data = reading.file(name, path)
-        read = as_documents if options.task == "classification" else as_sentences
-        return read(data) if _is_read_once(path) else data
+        return task.labeled(data) if _is_read_once(path) else data
 
     def plain(name: str, path: str) -> Any:
         data = reading.file(name, path)
-        return as_texts(data, options.task) if _is_read_once(path) else data
+        return list(task.texts(data)) if _is_read_once(path) else data
 
     train = labelled("train", options.train)
     data = {
@@ -168,7 +167,7 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
         "dev": labelled("dev", options.dev) if options.dev else None,
         "test": {name: labelled(name, path) for name, path in test.items()},
     }
-    return data, labels_of(train, options.task)
+    return data, task.labels_of(train)
 
 
 def _is_read_once(path: str) -> bool:

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from fastadv.cli.messages import hush, one_line
 from fastadv.cli.options import add_options_file, add_quiet, add_reading, add_repeated
 from fastadv.cli.train import data_and_labels
-from fastadv.config import FinetuneConfig, Task
+from fastadv.config import FinetuneConfig, TaskName
 
 if TYPE_CHECKING:
     from fastadv.experiments.tuning import Search, Trial
@@ -40,7 +40,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="what to start from: hub id, folder, fastadv-mini or e5-small",
     )
     parser.add_argument(
-        "--task", type=Task, default="classification", help="documents, or named entities"
+        "--task", type=TaskName, default="classification", help="documents, or named entities"
     )
     parser.add_argument("--train", type=str, required=True, help="labelled English file")
     parser.add_argument(

@@ -15,7 +15,7 @@ from fastadv.data.files import (
     unlabelled,
     unlabelled_examples,
 )
-from fastadv.data.records import Document, Sentence, to_iob2
+from fastadv.data.records import Document, Kind, Sentence, to_iob2
 
 __all__ = ["Data", "Document", "Sentence", "as_documents", "as_sentences", "as_texts", "iter_texts"]
 
@@ -24,6 +24,7 @@ Data = str | os.PathLike[str] | DataFile | Iterable[Any]
 `datasets.Dataset`, or examples in any of the forms that `as_documents` and `as_sentences` list."""
 
 _Record = TypeVar("_Record", bound=Document | Sentence)
+_KINDS: dict[str, Kind] = {"classification": Document, "ner": Sentence}
 _EXPECTED = "a path or a sequence of examples"
 
 
@@ -38,7 +39,7 @@ def as_documents(data: Data) -> list[Document]:
         ValueError: the file is missing or malformed, or an example is none of these; the message
             names the line, or the example counted from 0.
     """
-    return cast(list[Document], list(_labelled(data, "classification", _document)))
+    return cast(list[Document], list(_labelled(data, Document, _document)))
 
 
 def as_sentences(data: Data) -> list[Sentence]:
@@ -53,16 +54,16 @@ def as_sentences(data: Data) -> list[Sentence]:
         ValueError: the file is missing or malformed, or an example is none of these; the message
             names the line, or the example counted from 0.
     """
-    return cast(list[Sentence], list(_labelled(data, "ner", _sentence)))
+    return cast(list[Sentence], list(_labelled(data, Sentence, _sentence)))
 
 
 @overload
-def as_texts(data: Data, task: Literal["classification"]) -> list[Document]: ...
+def as_texts(data: Data, task: Literal["classification"] | type[Document]) -> list[Document]: ...
 @overload
-def as_texts(data: Data, task: Literal["ner"]) -> list[Sentence]: ...
+def as_texts(data: Data, task: Literal["ner"] | type[Sentence]) -> list[Sentence]: ...
 @overload
-def as_texts(data: Data, task: str) -> list[Document] | list[Sentence]: ...
-def as_texts(data: Data, task: str) -> list[Document] | list[Sentence]:
+def as_texts(data: Data, task: str | Kind) -> list[Document] | list[Sentence]: ...
+def as_texts(data: Data, task: str | Kind) -> list[Document] | list[Sentence]:
     """Unlabelled examples in a list: see `iter_texts`.
 
     Raises:
@@ -72,55 +73,60 @@ def as_texts(data: Data, task: str) -> list[Document] | list[Sentence]:
 
 
 @overload
-def iter_texts(data: Data, task: Literal["classification"]) -> Iterator[Document]: ...
+def iter_texts(
+    data: Data, task: Literal["classification"] | type[Document]
+) -> Iterator[Document]: ...
 @overload
-def iter_texts(data: Data, task: Literal["ner"]) -> Iterator[Sentence]: ...
+def iter_texts(data: Data, task: Literal["ner"] | type[Sentence]) -> Iterator[Sentence]: ...
 @overload
-def iter_texts(data: Data, task: str) -> Iterator[Document] | Iterator[Sentence]: ...
-def iter_texts(data: Data, task: str) -> Iterator[Document] | Iterator[Sentence]:
+def iter_texts(data: Data, task: str | Kind) -> Iterator[Document] | Iterator[Sentence]: ...
+def iter_texts(data: Data, task: str | Kind) -> Iterator[Document] | Iterator[Sentence]:
     """Unlabelled examples, one by one: documents for "classification", sentences for "ner".
 
-    Takes a file of any format (see `DataFile`), labelled or not, and all that `as_documents` and
-    `as_sentences` take; labels are dropped unseen. Words are joined by spaces where documents are
-    wanted, texts are split at white space where sentences are. A file is taken as labelled if its
-    first line with content is: what a file of that form holds further on that is not of that form
-    is refused, not taken as text. Files, pipes and standard input are read as examples are taken,
-    in bounded memory.
+    The class that is wanted, `Document` or `Sentence`, may stand for the task's name. Takes a file
+    of any format (see `DataFile`), labelled or not, and all that `as_documents` and `as_sentences`
+    take; labels are dropped unseen. Words are joined by spaces where documents are wanted, texts
+    are split at white space where sentences are. A file is taken as labelled if its first line with
+    content is: what a file of that form holds further on that is not of that form is refused, not
+    taken as text. Files, pipes and standard input are read as examples are taken, in bounded
+    memory.
 
     Raises:
-        ValueError: the task is neither of the two; or, while examples are taken, the file is
-            missing or malformed, or an example is of no known form; the message names the line,
-            or the example counted from 0.
+        ValueError: the task is none of these; or, while examples are taken, the file is missing or
+            malformed, or an example is of no known form; the message names the line, or the example
+            counted from 0.
     """
-    if task not in ("classification", "ner"):
-        raise ValueError(f"found the task {task!r}, expected 'classification' or 'ner'")
-    return cast(Iterator[Document] | Iterator[Sentence], _texts(data, task))
+    kind = _KINDS.get(task) if isinstance(task, str) else task
+    if kind is None or kind not in _KINDS.values():
+        known = " or ".join(map(repr, _KINDS))
+        raise ValueError(f"found the task {task!r}, expected {known}")
+    return cast(Iterator[Document] | Iterator[Sentence], _texts(data, kind))
 
 
-def _texts(data: Data, task: str) -> Iterator[Document | Sentence]:
+def _texts(data: Data, kind: Kind) -> Iterator[Document | Sentence]:
     if isinstance(data, str | os.PathLike | DataFile):
-        return unlabelled_examples(as_data_file(data), task)
-    convert = _sentence if task == "ner" else _document
+        return unlabelled_examples(as_data_file(data), kind)
+    convert = _sentence if kind is Sentence else _document
 
     def text(example: Any) -> Document | Sentence:
         if isinstance(example, Mapping):
-            example = text_of(example, task, None)
+            example = text_of(example, kind, None)
         if not isinstance(example, Document | Sentence):
             example = convert(example)
-        return unlabelled(example, task)
+        return unlabelled(example, kind)
 
     if hub.is_dataset(data):
-        return dataset_examples(data, task, labelled=False)
+        return dataset_examples(data, kind, labelled=False)
     return _converted(data, text)
 
 
 def _labelled(
-    data: Data, task: str, convert: Callable[[Any], Document | Sentence]
+    data: Data, kind: Kind, convert: Callable[[Any], Document | Sentence]
 ) -> Iterator[Document | Sentence]:
     if isinstance(data, str | os.PathLike | DataFile):
-        return labelled_examples(as_data_file(data), task)
+        return labelled_examples(as_data_file(data), kind)
     if hub.is_dataset(data):
-        return dataset_examples(data, task)
+        return dataset_examples(data, kind)
     return _converted(data, convert)
 
 
@@ -166,7 +172,7 @@ def _sentence(example: Any) -> Sentence:
     if isinstance(example, Mapping):
         if column_of("tokens", example) is not None or column_of("text", example) is None:
             return sentence_of(example, None)
-        example = text_of(example, "ner", None)
+        example = text_of(example, Sentence, None)
         return Sentence(example.text.split())
     if isinstance(example, str):
         return Sentence(tuple(example.split()))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from fastadv.data.records import Document, Sentence, shown, to_iob2
+from fastadv.data.records import Document, Kind, Sentence, shown, to_iob2
 from fastadv.data.source import quoted
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -90,12 +90,12 @@ def sentence_of(record: Mapping[str, Any], columns: Columns, where: str | None =
     return tagged(words, record[column] if column else None, where)
 
 
-def text_of(record: Mapping[str, Any], task: str, columns: Columns) -> Document | Sentence:
-    """What a mapping has for a task, without looking at its labels.
+def text_of(record: Mapping[str, Any], kind: Kind, columns: Columns) -> Document | Sentence:
+    """The text or the words of a mapping, without looking at its labels.
 
-    Words are preferred for "ner", the text for "classification"; either does for both.
+    Words are preferred for sentences, the text for documents; either does for both.
     """
-    fields = ("tokens", "text") if task == "ner" else ("text", "tokens")
+    fields = ("tokens", "text") if kind is Sentence else ("text", "tokens")
     for field in fields:
         column = column_of(field, record, columns)
         if column is not None:

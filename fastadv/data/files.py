@@ -19,21 +19,21 @@ from fastadv.data.fields import (
     with_tags,
 )
 from fastadv.data.formats import recognise
-from fastadv.data.records import Document, Sentence
+from fastadv.data.records import Document, Kind, Sentence
 from fastadv.data.source import Lines, is_latin_1_corpus, open_lines, shown_name
 
 Record = Document | Sentence
 Path = str | os.PathLike[str]
 
 _LOGGER = logging.getLogger("fastadv.data")
-_OWN: dict[str, Format] = {"classification": "documents", "ner": "columns"}
-_LABELLED: dict[str, tuple[Format, ...]] = {
-    "classification": ("documents", "csv", "tsv", "jsonl"),
-    "ner": ("columns", "jsonl"),
+_OWN: dict[Kind, Format] = {Document: "documents", Sentence: "columns"}
+_LABELLED: dict[Kind, tuple[Format, ...]] = {
+    Document: ("documents", "csv", "tsv", "jsonl"),
+    Sentence: ("columns", "jsonl"),
 }
-_EXPECTED = {
-    "classification": "documents with labels: LABEL<TAB>text, CSV or TSV with a header, or JSONL",
-    "ner": "words with tags: columns as in CoNLL or Universal NER, or JSONL",
+_EXPECTED: dict[Kind, str] = {
+    Document: "documents with labels: LABEL<TAB>text, CSV or TSV with a header, or JSONL",
+    Sentence: "words with tags: columns as in CoNLL or Universal NER, or JSONL",
 }
 _WHAT = {
     "documents": "labelled documents (LABEL<TAB>text)",
@@ -56,7 +56,7 @@ def read_documents(file: Path | DataFile) -> list[Document]:
         ValueError: the file is missing, is not UTF-8, holds no document, or a line is not of that
             form; the message names file and line.
     """
-    return cast(list[Document], list(_as_format(file, "documents", "classification")))
+    return cast(list[Document], list(_as_format(file, "documents", Document)))
 
 
 def read_conll(file: Path | DataFile) -> list[Sentence]:
@@ -79,7 +79,7 @@ def read_conll(file: Path | DataFile) -> list[Sentence]:
         ValueError: the file is missing, is not UTF-8, holds no sentence, or a line is not of the
             layout; the message names file and line.
     """
-    return cast(list[Sentence], list(_as_format(file, "columns", "ner")))
+    return cast(list[Sentence], list(_as_format(file, "columns", Sentence)))
 
 
 def read_texts(file: Path | DataFile) -> list[Document]:
@@ -88,63 +88,63 @@ def read_texts(file: Path | DataFile) -> list[Document]:
     Raises:
         ValueError: the file is missing, is not UTF-8, or holds no text.
     """
-    return cast(list[Document], list(_as_format(file, "lines", "classification")))
+    return cast(list[Document], list(_as_format(file, "lines", Document)))
 
 
-def labelled_examples(file: DataFile, task: str) -> Iterator[Record]:
-    """Examples with labels or tags, one by one.
+def labelled_examples(file: DataFile, kind: Kind) -> Iterator[Record]:
+    """Documents with labels, or sentences with tags, one by one.
 
     Raises:
         ValueError: While examples are taken: the file is missing or malformed, or of a format that
             has no such labels.
     """
     if is_hub_name(file.path):
-        yield from dataset_examples(hub.load(str(file.path)), task, file)
+        yield from dataset_examples(hub.load(str(file.path)), kind, file)
         return
     lines, found = _opened(file)
-    if found not in _LABELLED[task]:
-        # A line that is not of the task's own layout says more than the name of another one; but
+    if found not in _LABELLED[kind]:
+        # A line that is not of the kind's own layout says more than the name of another one; but
         # columns may pass for documents.
         if file.format is None and found in (None, "lines", "documents"):
-            found = _OWN[task]
+            found = _OWN[kind]
         else:
             what = _WHAT[found or "lines"]
-            raise ValueError(f"{lines.name}: found {what}, expected {_EXPECTED[task]}")
-    yield from _parsed(lines, cast(Format, found), task, file, labelled=True)
+            raise ValueError(f"{lines.name}: found {what}, expected {_EXPECTED[kind]}")
+    yield from _parsed(lines, cast(Format, found), kind, file, labelled=True)
 
 
-def unlabelled_examples(file: DataFile, task: str) -> Iterator[Record]:
-    """Examples without labels, one by one: documents for "classification", else sentences.
+def unlabelled_examples(file: DataFile, kind: Kind) -> Iterator[Record]:
+    """Documents or sentences without labels, one by one.
 
     Raises:
         ValueError: While examples are taken: the file is missing or malformed.
     """
     if is_hub_name(file.path):
-        yield from dataset_examples(hub.load(str(file.path)), task, file, labelled=False)
+        yield from dataset_examples(hub.load(str(file.path)), kind, file, labelled=False)
         return
     lines, found = _opened(file)
-    for record in _parsed(lines, found or "lines", task, file, labelled=False):
-        yield unlabelled(record, task)
+    for record in _parsed(lines, found or "lines", kind, file, labelled=False):
+        yield unlabelled(record, kind)
 
 
 def dataset_examples(
-    data: object, task: str, file: DataFile | None = None, labelled: bool = True
+    data: object, kind: Kind, file: DataFile | None = None, labelled: bool = True
 ) -> Iterator[Record]:
-    """The examples of a `datasets.Dataset`; `file` names it, if it came from the hub.
+    """The documents or sentences of a `datasets.Dataset`; `file` names it, if it came from the hub.
 
     Raises:
         ValueError: While examples are taken: a column is missing or not of its type, or, if
             `labelled`, a label is missing or has no name.
     """
     columns, name = (file.columns, f"{file.path}: ") if file else (None, "")
-    fields = ("tokens", "tags") if task == "ner" else ("text", "label")
+    fields = ("tokens", "tags") if kind is Sentence else ("text", "label")
     rows = hub.rows(data, fields if labelled else ("text", "tokens"), columns, labelled)
     number = 0
     try:
         for row in rows:
             if not labelled:
-                yield unlabelled(text_of(row, task, columns), task)
-            elif task == "ner":
+                yield unlabelled(text_of(row, kind, columns), kind)
+            elif kind is Sentence:
                 yield with_tags(sentence_of(row, columns))
             else:
                 yield with_label(document_of(row, columns))
@@ -155,15 +155,15 @@ def dataset_examples(
         raise ValueError(f"{name}example {number}: {error}") from None
 
 
-def unlabelled(record: Record, task: str) -> Record:
-    """The text alone, as the task wants it: a document, or its words divided at white space."""
-    if task == "ner":
+def unlabelled(record: Record, kind: Kind) -> Record:
+    """The text alone: as a document, or as a sentence of its words, divided at white space."""
+    if kind is Sentence:
         words = record.words if isinstance(record, Sentence) else tuple(record.text.split())
         return Sentence(words)
     return Document(record.text if isinstance(record, Document) else " ".join(record.words))
 
 
-def _as_format(file: Path | DataFile, format: Format, task: str) -> Iterator[Record]:
+def _as_format(file: Path | DataFile, format: Format, kind: Kind) -> Iterator[Record]:
     data_file = as_data_file(file)
     if data_file.format not in (None, format):
         raise ValueError(
@@ -172,7 +172,7 @@ def _as_format(file: Path | DataFile, format: Format, task: str) -> Iterator[Rec
         )
     data_file = DataFile(data_file.path, format, data_file.encoding)
     lines, _ = _opened(data_file)
-    return _parsed(lines, format, task, data_file, labelled=True)
+    return _parsed(lines, format, kind, data_file, labelled=True)
 
 
 def _opened(file: DataFile) -> tuple[Lines, Format | None]:
@@ -187,7 +187,7 @@ def _opened(file: DataFile) -> tuple[Lines, Format | None]:
 
 
 def _parsed(
-    lines: Lines, format: Format, task: str, file: DataFile, labelled: bool
+    lines: Lines, format: Format, kind: Kind, file: DataFile, labelled: bool
 ) -> Iterator[Record]:
     match format:
         case "documents":
@@ -201,4 +201,4 @@ def _parsed(
         case "tsv":
             return delimited.parse(lines, "\t", file.columns, labelled)
         case "jsonl":
-            return jsonl.parse(lines, task, file.columns, labelled)
+            return jsonl.parse(lines, kind, file.columns, labelled)

@@ -15,16 +15,16 @@ from fastadv.data.fields import (
     with_label,
     with_tags,
 )
-from fastadv.data.records import Document, Sentence
+from fastadv.data.records import Document, Kind, Sentence
 from fastadv.data.source import Lines, quoted
 
 _EXPECTED = "one JSON object a line"
 
 
 def parse(
-    lines: Lines, task: str, columns: Columns, labelled: bool
+    lines: Lines, kind: Kind, columns: Columns, labelled: bool
 ) -> Iterator[Document | Sentence]:
-    """What the objects hold for the task, with labels or tags if `labelled`; blank lines skipped.
+    """What the objects hold of a kind, with labels or tags if `labelled`; blank lines skipped.
 
     A label is a string, tags are a list of strings: numbers are refused, since the names behind
     them are not in the file.
@@ -38,8 +38,8 @@ def parse(
         try:
             record = _object(line)
             if not labelled:
-                yield text_of(record, task, columns)
-            elif task == "ner":
+                yield text_of(record, kind, columns)
+            elif kind is Sentence:
                 yield with_tags(sentence_of(record, columns, where))
             else:
                 yield with_label(document_of(record, columns, where))

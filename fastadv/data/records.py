@@ -65,6 +65,10 @@ class Sentence:
             )
 
 
+Kind = type[Document] | type[Sentence]
+"""Which of the two is wanted of data that may give either."""
+
+
 def place(record: Document | Sentence, number: int) -> str:
     """Where an example came from, in words: its file and line, else its number from 0."""
     return record.where or f"example {number}"

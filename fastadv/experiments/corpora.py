@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastadv.config import FinetuneConfig, Task
+from fastadv.config import FinetuneConfig, TaskName
 from fastadv.data import DataFile
 from fastadv.experiments.plan import SEEDS, ExperimentPlan, Source, Target
 
@@ -30,7 +30,7 @@ class Layout:
     """
 
     title: str
-    task: Task
+    task: TaskName
     source: str
     targets: Mapping[str, str]
     train: str

@@ -5,45 +5,26 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv import samples
-from fastadv.config import SCORE, FinetuneConfig, Precision, Task
-from fastadv.data import Data, as_texts
+from fastadv.config import SCORE, FinetuneConfig, Precision, TaskName
+from fastadv.data import Data, Document, as_texts
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.records.history import History
 from fastadv.records.plots import plot_curves
 from fastadv.records.text_table import table
 from fastadv.run.folder import METRICS
-from fastadv.tasks.labels import labels_of
 from fastadv.tasks.metrics import median_cosine
+from fastadv.tasks.registry import task_of
 
 RUNS = {"baseline": False, "adversarial": True}
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How a demo goes: some hundred steps are to show here what takes thousands in the paper.
-
-    `factor` is what the paper's learning rates (sections 3.2 and 3.3) are multiplied by, all three
-    alike. What a small model learns in takes larger ones.
-    """
-
-    sample: str
-    steps: int
-    factor: float
-
-
-RECIPES: dict[Task, _Recipe] = {
-    "classification": _Recipe("news", 100, 5.0),
-    "ner": _Recipe("entities", 150, 10.0),
-}
-OURS = "fastadv-mini"
-OUR_RECIPE = _Recipe("software", 150, 100.0)
 
 
 @dataclass(frozen=True)
@@ -55,9 +36,62 @@ class _Corpus:
     test: dict[str, Data]
 
 
+def _documents(sample: str) -> _Corpus:
+    train = samples.documents(sample, "en.train")
+    languages = samples.DOCUMENT_LANGUAGES
+    return _Corpus(
+        labels=task_of("classification").labels_of(train),
+        train=train,
+        dev=samples.documents(sample, "en.dev"),
+        unlabeled={lang: samples.documents(sample, f"{lang}.unlabeled") for lang in languages},
+        test={
+            lang: samples.documents(sample, f"{lang}.test") for lang in (samples.SOURCE, *languages)
+        },
+    )
+
+
+def _entities() -> _Corpus:
+    train = samples.entities("en.train")
+    languages = samples.ENTITY_LANGUAGES
+    return _Corpus(
+        labels=task_of("ner").labels_of(train),
+        train=train,
+        dev=None,
+        unlabeled={lang: samples.documents("news", f"{lang}.unlabeled") for lang in languages},
+        test={lang: samples.entities(f"{lang}.test") for lang in (samples.SOURCE, *languages)},
+    )
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a demo goes: some hundred steps are to show here what takes thousands in the paper.
+
+    `factor` is what the paper's learning rates (sections 3.2 and 3.3) are multiplied by, all three
+    alike. What a small model learns in takes larger ones. `aligned` is the sample whose test
+    documents are translations of one another, so that cosines can be shown; None for none.
+    """
+
+    corpus: Callable[[], _Corpus]
+    steps: int
+    factor: float
+    aligned: str | None = None
+
+
+OURS = "fastadv-mini"
+MODELS: dict[TaskName, str] = {"classification": OURS, "ner": "e5-small"}
+RECIPES: dict[TaskName, _Recipe] = {
+    "classification": _Recipe(partial(_documents, "news"), 100, 5.0, "news"),
+    "ner": _Recipe(_entities, 150, 10.0),
+}
+OUR_RECIPES: dict[TaskName, _Recipe] = {
+    "classification": _Recipe(partial(_documents, "software"), 150, 100.0, "software"),
+}
+"""Where `OURS` goes otherwise."""
+
+
 def run(
     model: str | None = None,
-    task: Task = "classification",
+    task: TaskName = "classification",
     steps: int | None = None,
     batch_size: int = 16,
     precision: Precision = "auto",
@@ -92,8 +126,9 @@ def run(
     started = time.perf_counter()
     folder = Path(output)
     _make_room(folder, overwrite)
-    model = model or (OURS if task == "classification" else "e5-small")
-    recipe = OUR_RECIPE if model == OURS and task == "classification" else RECIPES[task]
+    model = model or MODELS[task]
+    recipes = RECIPES | OUR_RECIPES if model == OURS else RECIPES
+    recipe = recipes[task]
     steps, factor = recipe.steps if steps is None else steps, recipe.factor
     paper = FinetuneConfig().resolved(task)
     config = FinetuneConfig(
@@ -109,16 +144,15 @@ def run(
         lr_discriminator=factor * paper.lr_discriminator,
         lr_generator=factor * paper.lr_generator,
     )
-    documents = recipe.sample if task == "classification" else "news"
-    corpus = _documents(documents) if task == "classification" else _entities()
+    corpus = recipe.corpus()
     histories: dict[str, History] = {}
     cosines: dict[str, dict[str, float]] = {}
     for name, adversarial in RUNS.items():
         tuner = AdversarialFinetuner(
             model, task, corpus.labels, replace(config, adversarial=adversarial)
         )
-        if task == "classification" and not cosines:
-            cosines["before"] = _alignment(tuner, documents)
+        if recipe.aligned is not None and not cosines:
+            cosines["before"] = _alignment(tuner, recipe.aligned)
         if not quiet:
             print(f"{name}: {steps} steps", file=sys.stderr, flush=True)
         histories[name] = tuner.fit(
@@ -129,8 +163,8 @@ def run(
             output_dir=folder / name,
             quiet=quiet,
         )
-        if task == "classification":
-            cosines[name] = _alignment(tuner, documents)
+        if recipe.aligned is not None:
+            cosines[name] = _alignment(tuner, recipe.aligned)
     plot_curves(folder / "curves.png", histories, task)
     return _report(histories, cosines, task, folder, time.perf_counter() - started)
 
@@ -146,38 +180,12 @@ def _make_room(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(run)
 
 
-def _documents(sample: str) -> _Corpus:
-    train = samples.documents(sample, "en.train")
-    languages = samples.DOCUMENT_LANGUAGES
-    return _Corpus(
-        labels=labels_of(train, "classification"),
-        train=train,
-        dev=samples.documents(sample, "en.dev"),
-        unlabeled={lang: samples.documents(sample, f"{lang}.unlabeled") for lang in languages},
-        test={
-            lang: samples.documents(sample, f"{lang}.test") for lang in (samples.SOURCE, *languages)
-        },
-    )
-
-
-def _entities() -> _Corpus:
-    train = samples.entities("en.train")
-    languages = samples.ENTITY_LANGUAGES
-    return _Corpus(
-        labels=labels_of(train, "ner"),
-        train=train,
-        dev=None,
-        unlabeled={lang: samples.documents("news", f"{lang}.unlabeled") for lang in languages},
-        test={lang: samples.entities(f"{lang}.test") for lang in (samples.SOURCE, *languages)},
-    )
-
-
 def _alignment(tuner: AdversarialFinetuner, sample: str) -> dict[str, float]:
     """Median cosine of the English test documents and their translations, by language."""
 
     def embedded(language: str) -> NDArray[np.float32]:
         file = samples.documents(sample, f"{language}.test")
-        return tuner.embed(as_texts(file, "classification"))
+        return tuner.embed(as_texts(file, Document))
 
     english = embedded(samples.SOURCE)
     return {n: median_cosine(english, embedded(n)) for n in samples.DOCUMENT_LANGUAGES}
@@ -186,7 +194,7 @@ def _alignment(tuner: AdversarialFinetuner, sample: str) -> dict[str, float]:
 def _report(
     histories: dict[str, History],
     cosines: dict[str, dict[str, float]],
-    task: Task,
+    task: TaskName,
     folder: Path,
     seconds: float,
 ) -> str:

@@ -58,7 +58,7 @@ class ExperimentObserver:
         read, size = tuner.preparation.unlabeled, tuner.config.eval_batch_size
         self._tuner, self._targets = tuner, targets
         unlabeled = {name: t.unlabeled for name, t in targets.items()}
-        self._predictions = TargetSignals(tuner.preparation, tuner.task, unlabeled, size)
+        self._predictions = TargetSignals(tuner.preparation, unlabeled, size)
         self._heldout = {name: read(t.heldout) for name, t in targets.items()}
         self._source = read(spread(source))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastadv.config import FinetuneConfig, Task
+from fastadv.config import FinetuneConfig, TaskName
 from fastadv.data import DataFile
 
 BASELINE, ADVERSARIAL = "baseline", "adversarial"
@@ -82,7 +82,7 @@ class ExperimentPlan:
 
     Attributes:
         name: For titles.
-        task: "classification" or "ner".
+        task: Its name.
         model: Hub id, folder or alias.
         source: The labelled language.
         targets: The others, in the order of the tables' columns.
@@ -93,7 +93,7 @@ class ExperimentPlan:
     """
 
     name: str
-    task: Task
+    task: TaskName
     model: str
     source: Source
     targets: tuple[Target, ...]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadv.config import SCORE, Task
+from fastadv.config import SCORE, TaskName
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE
 from fastadv.selection import chosen_step
 
@@ -25,8 +25,8 @@ class Results:
 
     Attributes:
         lines: One finished run each.
-        task: "classification" or "ner".
-        metric: "accuracy" or "f1".
+        task: Its name.
+        metric: The task's, by which runs are compared.
         source: The labelled language.
         languages: The targets, in the order of the plan.
         seeds: In the order of the plan.
@@ -43,7 +43,7 @@ class Results:
         if len(kinds) > 1:
             raise ValueError(f"found runs of {sorted(kinds)}, expected those of one experiment")
         first = self.lines[0]
-        self.task: Task = first["task"]
+        self.task: TaskName = first["task"]
         self.metric = SCORE[self.task]
         self.source: str = first["source"]
         self.experiment, self.model = str(first["experiment"]), str(first["model"])

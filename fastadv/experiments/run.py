@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastadv.data import as_texts, read_pairs
+from fastadv.data import read_pairs
 from fastadv.experiments.observer import ExperimentObserver, TargetTexts
 from fastadv.experiments.plan import ADVERSARIAL, BASELINE, ExperimentPlan, RunPlan, Target
 from fastadv.finetuner import AdversarialFinetuner
@@ -16,7 +16,8 @@ from fastadv.records.history import History
 from fastadv.run.checkpoint import previous_of
 from fastadv.run.files import write_atomically
 from fastadv.run.folder import CHECKPOINT, METRICS
-from fastadv.tasks.labels import labels_of
+from fastadv.tasks.registry import task_of
+from fastadv.tasks.task import Task
 
 RESULT = "result.json"
 HELDOUT_EVERY = 10
@@ -36,16 +37,17 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
     """
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    texts = {name: _texts(plan, plan.target(name)) for name in run.languages}
+    task = task_of(plan.task)
+    texts = {name: _texts(task, plan.target(name)) for name in run.languages}
     tuner = AdversarialFinetuner(
         plan.model,
         plan.task,
-        labels_of(plan.source.train, plan.task),
+        task.labels_of(plan.source.train),
         plan.settings(run),
     )
     observer = ExperimentObserver(
         tuner,
-        as_texts(plan.source.dev, plan.task),
+        list(task.texts(plan.source.dev)),
         {name: observed for name, (_, observed) in texts.items()},
     )
     tests = {name: plan.target(name).test for name in run.languages}
@@ -86,12 +88,11 @@ def has_records(folder: Path) -> bool:
     return (folder / METRICS).exists()
 
 
-def _texts(plan: ExperimentPlan, target: Target) -> tuple[Any, TargetTexts]:
+def _texts(task: Task, target: Target) -> tuple[Any, TargetTexts]:
     """What the adversary trains on, and what is observed."""
-    unlabeled: Any = as_texts(target.unlabeled, plan.task)
-    heldout: Any
+    unlabeled = list(task.texts(target.unlabeled))
     if target.heldout is not None:
-        trained, heldout = unlabeled, as_texts(target.heldout, plan.task)
+        trained, heldout = unlabeled, list(task.texts(target.heldout))
     else:
         heldout = unlabeled[::HELDOUT_EVERY]
         trained = [t for number, t in enumerate(unlabeled) if number % HELDOUT_EVERY]

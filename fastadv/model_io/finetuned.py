@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from fastadv.config import TASKS, FinetuneConfig, Task
+from fastadv.config import FinetuneConfig, TaskName
 from fastadv.model_io.loading import load_encoder, load_tokenizer, one_line, quiet_transformers
 from fastadv.nn.heads import AdversarialModel
+from fastadv.tasks.registry import TASKS, task_of
 
 FORMAT = "fastadv-model-1"
 CARD = "fastadv.json"
@@ -30,7 +31,7 @@ class SavedModel:
     """What a folder written by `save_model` holds."""
 
     encoder: PreTrainedModel
-    task: Task
+    task: TaskName
     labels: tuple[str, ...]
     config: FinetuneConfig
     heads: dict[str, torch.Tensor]
@@ -40,23 +41,27 @@ class SavedModel:
 def save_model(
     folder: Path,
     model: AdversarialModel,
+    task: str,
     tokenizer: Any,
     labels: Sequence[str],
     config: FinetuneConfig,
 ) -> None:
     """Writes config.json, model.safetensors (float32), the tokenizer's files, and our heads.
 
-    The encoder loads with `AutoModel`; for NER the whole model with
-    `AutoModelForTokenClassification`. What has no place there (the document head over mean-pooled
-    pieces, the discriminator) goes into `fastadv_heads.safetensors`.
+    The encoder loads with `AutoModel`, and where the task named `task` has an `auto_model`, the
+    whole model with that: for NER `AutoModelForTokenClassification`. What has no place there (the
+    document head over mean-pooled pieces, the discriminator) goes into
+    `fastadv_heads.safetensors`.
     """
+    auto_model = task_of(task).auto_model
     folder.mkdir(parents=True, exist_ok=True)
     heads = {f"discriminator.{n}": t for n, t in model.discriminator.state_dict().items()}
-    if model.task == "classification":
+    if auto_model is None:
         heads |= {f"task_head.{n}": t for n, t in model.task_head.state_dict().items()}
     with quiet_transformers(), model.encoder.complete() as encoder:
-        ner = model.task == "ner"
-        saved = _token_classifier(encoder, model.task_head, labels) if ner else encoder
+        saved = encoder
+        if auto_model is not None:
+            saved = _with_head(auto_model, encoder, model.task_head, labels)
         # Or the names would be the checkpoint's: old ones call gains and biases gamma and beta.
         saved.save_pretrained(folder, save_original_format=False)
     save_file({n: t.detach().cpu().contiguous() for n, t in heads.items()}, folder / HEADS)
@@ -64,7 +69,7 @@ def save_model(
     fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
     card = {
         "format": FORMAT,
-        "task": model.task,
+        "task": task,
         "labels": list(labels),
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k in fields},
     }
@@ -87,8 +92,8 @@ def load_model(folder: Path) -> SavedModel:
             f"{folder / HEADS}: expected the heads of the model: {one_line(error)}"
         ) from error
     encoder = load_encoder(folder)
-    if card["task"] == "ner":
-        heads |= {f"task_head.{n}": t for n, t in _saved_classifier(folder).items()}
+    if (auto_model := task_of(card["task"]).auto_model) is not None:
+        heads |= {f"task_head.{n}": t for n, t in _saved_head(auto_model, folder).items()}
     return SavedModel(
         encoder,
         card["task"],
@@ -123,24 +128,22 @@ def _read_card(folder: Path) -> dict[str, Any]:
     return dict(card)
 
 
-def _saved_classifier(folder: Path) -> dict[str, torch.Tensor]:
-    """Weight and bias of a saved NER model's last layer."""
+def _saved_head(auto_model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """Weight and bias of a saved model's last layer."""
     with quiet_transformers():
-        full = AutoModelForTokenClassification.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True
-        )
+        full = auto_model.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     return dict(_classifier(full).state_dict())
 
 
-def _token_classifier(
-    encoder: PreTrainedModel, head: nn.Linear, labels: Sequence[str]
+def _with_head(
+    auto_model: Any, encoder: PreTrainedModel, head: nn.Linear, labels: Sequence[str]
 ) -> PreTrainedModel:
     """The encoder and the head as one model, whose weights are theirs and no copies."""
     config = copy.deepcopy(encoder.config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     with torch.device("meta"):
-        full = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+        full: PreTrainedModel = auto_model.from_config(config, dtype=torch.float32)
     # Token classification has no pooler.
     weights = {n: t for n, t in encoder.state_dict().items() if not n.startswith("pooler.")}
     full.base_model.load_state_dict(weights, assign=True)

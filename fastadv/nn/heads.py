@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, concat
-from fastadv.config import Task
 from fastadv.nn.adversary import LanguageDiscriminator
 from fastadv.nn.encoder import Encoder
 from fastadv.nn.initial_weights import draw_weights
@@ -28,8 +27,9 @@ class AdversarialModel(nn.Module):
 
     Args:
         encoder: h_θ over packed tokens.
-        task: "classification" or "ner".
         num_labels: K, the task's classes or tags.
+        by_token: Whether the task head reads every word piece; else it reads the mean over a
+            sequence's.
         head_dropout: Dropout on the task head's input.
         seed: Seed of both projections' initial weights.
         backend: Backend of the operations; None for the default.
@@ -38,8 +38,8 @@ class AdversarialModel(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        task: Task,
         num_labels: int,
+        by_token: bool = False,
         head_dropout: float = 0.0,
         seed: int = 0,
         backend: str | None = None,
@@ -49,7 +49,7 @@ class AdversarialModel(nn.Module):
         self.encoder = encoder
         self.task_head = output_projection(encoder.hidden_size, num_labels, std, 2 * seed)
         self.discriminator = LanguageDiscriminator(encoder.hidden_size, std, 2 * seed + 1, backend)
-        self.task = task
+        self.by_token = by_token
         self.head_dropout = head_dropout
         self.backend = backend
 
@@ -63,15 +63,15 @@ class AdversarialModel(nn.Module):
         return masked_mean_pool(hidden, joint.cu_seqlens, backend=self.backend)
 
     def task_logits(self, batch: PackedBatch) -> Tensor:
-        """W_T h + b_T in float32: (B, K) over documents, for NER (T, K) over all word pieces."""
-        hidden = self.pooled(batch) if self.task == "classification" else self.encoder(batch)
+        """W_T h + b_T in float32: (B, K) over sequences, or (T, K) over all word pieces."""
+        hidden = self.encoder(batch) if self.by_token else self.pooled(batch)
         hidden = F.dropout(hidden.float(), self.head_dropout, self.training)
         logits: Tensor = self.task_head(hidden)
         return logits
 
     def task_loss(self, batch: PackedBatch) -> Tensor:
-        """L_T, scalar: cross-entropy, mean over documents; for NER the sum over a sentence's words,
-        mean over sentences (section 3.1, "an additional summation over the length").
+        """L_T, scalar: cross-entropy, mean over examples; of a head by token the sum over an
+        example's words first (section 3.1, "an additional summation over the length").
         """
         if batch.labels is None:
             raise ValueError("the task batch has no labels, expected labelled examples")

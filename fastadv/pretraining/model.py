@@ -58,7 +58,6 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         config, width = encoder.config, encoder.hidden_size
         self.encoder, self.backend = encoder, backend
-        self.task = "mlm"
         encoder.tied = True
         self.task_head = MaskedLanguageHead(width, config.vocab_size, config.layer_norm_eps)
         generator = torch.Generator().manual_seed(2 * seed)

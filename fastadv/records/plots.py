@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastadv.config import SCORE, Task
+from fastadv.config import SCORE, TaskName
 from fastadv.records.history import History
 
 # Okabe and Ito's colours, which colour-blind readers tell apart too; line and marker tell the
@@ -55,7 +55,7 @@ RC = {
 }
 
 
-def plot_curves(path: Path, histories: Mapping[str, History], task: Task) -> None:
+def plot_curves(path: Path, histories: Mapping[str, History], task: TaskName) -> None:
     """Scores by language over steps, with and without the adversary (paper, Figure 2), and losses.
 
     A panel for the dev set and one for every test set, the selected step ringed; one for the task
@@ -114,7 +114,9 @@ def _score_sets(histories: Mapping[str, History]) -> list[str | None]:
     return [*([None] if any("dev" in e for e in evaluations) else []), *names]
 
 
-def _draw_scores(axis: Any, name: str | None, histories: Mapping[str, History], task: Task) -> None:
+def _draw_scores(
+    axis: Any, name: str | None, histories: Mapping[str, History], task: TaskName
+) -> None:
     metric = SCORE[task]
     for run, history in histories.items():
         found = [

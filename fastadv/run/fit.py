@@ -278,6 +278,6 @@ class Run(Loop[Prepared]):
             self.export(
                 MEAN,
                 lambda folder: save_model(
-                    folder, model, trained.tokenizer, trained.labels, trained.config
+                    folder, model, trained.task, trained.tokenizer, trained.labels, trained.config
                 ),
             )

@@ -6,23 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastadv.batches.tokenization import TokenizedDataset
-from fastadv.config import Task
+from fastadv.batches.tokenized import TokenizedDataset
 from fastadv.nn.heads import AdversarialModel
-from fastadv.tasks.inference import document_probabilities, word_probabilities
-from fastadv.tasks.metrics import DocumentReport, EntityScores, document_report, entity_scores
-
-OUTSIDE = "O"
-
-
-def tags_of(probabilities: NDArray[np.float32], labels: Sequence[str]) -> list[str]:
-    """The likeliest tag of each word; "O" for a word the model never saw (a row of NaN)."""
-    seen = ~np.isnan(probabilities).any(axis=1)
-    best = np.where(seen, np.nan_to_num(probabilities).argmax(axis=1), -1)
-    return [OUTSIDE if k < 0 else labels[k] for k in best]
+from fastadv.tasks.task import Report, Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +16,7 @@ class EvaluationSet:
     """Labelled data, tokenised once.
 
     Attributes:
-        task: "classification" or "ner".
+        task: What is predicted.
         dataset: The tokens.
         gold: For each document its label, or for each sentence the tags of its words.
     """
@@ -43,20 +29,8 @@ class EvaluationSet:
         self, model: AdversarialModel, labels: Sequence[str], batch_size: int
     ) -> dict[str, float]:
         """{"accuracy", "macro_f1"}; for entities {"precision", "recall", "f1"}, micro-averaged."""
-        report = self.report(model, labels, batch_size)
-        if isinstance(report, DocumentReport):
-            return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
-        return {"precision": report.precision, "recall": report.recall, "f1": report.f1}
+        return self.report(model, labels, batch_size).scores()
 
-    def report(
-        self, model: AdversarialModel, labels: Sequence[str], batch_size: int
-    ) -> DocumentReport | EntityScores:
-        """What `score` sums up: the confusion matrix and each class, or each type of entity.
-
-        Macro-F1 is over the labels of the model, whether a data set holds them all or not.
-        """
-        if self.task == "classification":
-            best = document_probabilities(model, self.dataset, batch_size).argmax(axis=1)
-            return document_report(self.gold, [labels[k] for k in best], labels)
-        rows = word_probabilities(model, self.dataset, batch_size)
-        return entity_scores(self.gold, [tags_of(row, labels) for row in rows])
+    def report(self, model: AdversarialModel, labels: Sequence[str], batch_size: int) -> Report:
+        """What `score` sums up: a `DocumentReport`, or for entities `EntityScores`."""
+        return self.task.report(model, self.dataset, self.gold, labels, batch_size)

@@ -85,6 +85,18 @@ class DocumentReport:
     labels: tuple[str, ...]
     per_class: dict[str, Scores]
 
+    def scores(self) -> dict[str, float]:
+        """{"accuracy", "macro_f1"}"""
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
+    def details(self) -> dict[str, Any]:
+        """{"labels", "confusion", "per_class"} as JSON can hold them."""
+        return {
+            "labels": list(self.labels),
+            "confusion": self.confusion.tolist(),
+            "per_class": {name: vars(scores) for name, scores in self.per_class.items()},
+        }
+
 
 def document_report(
     gold: Sequence[Any], predicted: Sequence[Any], labels: Sequence[Any]
@@ -118,6 +130,14 @@ class EntityScores(Scores):
     """
 
     per_type: dict[str, Scores]
+
+    def scores(self) -> dict[str, float]:
+        """{"precision", "recall", "f1"}"""
+        return {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+
+    def details(self) -> dict[str, Any]:
+        """{"per_type"} as JSON can hold it."""
+        return {"per_type": {name: vars(scores) for name, scores in self.per_type.items()}}
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

@@ -6,22 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastadv.batches.draws import Draws
-from fastadv.batches.tokenization import (
-    TokenizedDataset,
-    as_unlabeled,
-    tokenize_documents,
-    tokenize_sentences,
-)
-from fastadv.config import ResolvedConfig, Task
-from fastadv.data import Data, Document, Sentence, as_documents, as_sentences, as_texts, place
+from fastadv.batches.tokenized import TokenizedDataset, as_unlabeled
+from fastadv.config import ResolvedConfig
+from fastadv.data import Data
 from fastadv.tasks.evaluation_set import EvaluationSet
+from fastadv.tasks.task import Task
 
 
 class Preparation:
     """Reads and tokenises; each text once.
 
     Args:
-        task: "classification" or "ner".
+        task: What is predicted.
         labels: The names of the output's classes or tags, in their order.
         tokenizer: A fast tokenizer.
         config: `max_length`, `window_overlap`, `batch_size`, `tokens_per_batch`, `seed`,
@@ -34,50 +30,37 @@ class Preparation:
         self.task, self.tokenizer, self.config = task, tokenizer, config
         self.label_ids = {label: k for k, label in enumerate(labels)}
 
-    def documents(self, documents: Sequence[Document], labels: bool = False) -> TokenizedDataset:
-        """Documents cut at `max_length` pieces."""
-        ids = self.label_ids if labels else None
-        return tokenize_documents(self.tokenizer, documents, ids, self.config.max_length)
-
-    def sentences(self, sentences: Sequence[Sentence], labels: bool = False) -> TokenizedDataset:
-        """Sentences, the long ones in overlapping windows of `max_length` pieces."""
-        ids = self.label_ids if labels else None
-        config = self.config
-        return tokenize_sentences(
-            self.tokenizer, sentences, ids, config.max_length, config.window_overlap
-        )
+    def tokenized(self, examples: Sequence[Any]) -> TokenizedDataset:
+        """Examples of the task, in their order, without their labels."""
+        return self.task.tokenize(self.tokenizer, examples, None, self.config)
 
     def labeled(self, data: Data) -> TokenizedDataset:
-        """Labelled examples for the task phase."""
-        if self.task == "classification":
-            return self.documents(as_documents(data), labels=True)
-        return self.sentences(as_sentences(data), labels=True)
+        """Labelled examples for the task phase.
+
+        Raises:
+            ValueError: Malformed data, or a label that is missing or unknown.
+        """
+        examples = self.task.labeled(data)
+        return self.task.tokenize(self.tokenizer, examples, self.label_ids, self.config)
 
     def unlabeled(self, data: Data) -> TokenizedDataset:
-        """Text for the D and G phases: every window of a long sentence an example of its own."""
-        if self.task == "classification":
-            return as_unlabeled(self.documents(as_texts(data, "classification")))
-        return as_unlabeled(self.sentences(as_texts(data, "ner")))
+        """Text for the D and G phases: every window of a long sentence an example of its own.
+
+        Raises:
+            ValueError: Malformed data.
+        """
+        return as_unlabeled(self.tokenized(list(self.task.texts(data))))
 
     def evaluation_set(self, data: Data) -> EvaluationSet:
         """Labelled examples to score.
 
         Raises:
-            ValueError: An example has no label, or a document one that was not trained on. (An
-                entity type that was not trained on may well stand in a test set: it is missed.)
+            ValueError: Malformed data, or an example that the task cannot score: one without
+                labels, or a document whose label was not trained on.
         """
-        gold: list[Any]
-        if self.task == "classification":
-            documents = as_documents(data)
-            gold = [document.label for document in documents]
-            return EvaluationSet("classification", self.documents(documents, labels=True), gold)
-        sentences = as_sentences(data)
-        gold = [sentence.tags for sentence in sentences]
-        if None in gold:
-            number = gold.index(None)
-            where = place(sentences[number], number)
-            raise ValueError(f"{where}: found no tags, expected one a word")
-        return EvaluationSet("ner", self.sentences(sentences), gold)
+        task = self.task
+        found = task.evaluation(self.tokenizer, task.labeled(data), self.label_ids, self.config)
+        return EvaluationSet(task, *found)
 
     def draws(self, labeled: Data, unlabeled: Mapping[str, Data]) -> Draws:
         """The data iterators of a run.

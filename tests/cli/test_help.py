@@ -14,7 +14,7 @@ import fastadv
 from fastadv import FinetuneConfig
 from fastadv.cli import main
 from fastadv.cli.dispatch import COMMANDS, parser
-from fastadv.config import TASKS
+from fastadv.config import TASK_SETTINGS
 
 
 def squeezed(text: str) -> str:
@@ -64,7 +64,7 @@ def test_defaults_by_task_are_shown_as_they_are(
     text = text[text.index(f"--config.{name} ", text.index("sequentially")) :]
     text = text[: text.index(" --config.", 10)]
     numbers = [float(n) for n in re.findall(r"\d[\d.]*(?:e-\d+)?", text.replace("paper, 3.2", ""))]
-    for task in TASKS:
+    for task in TASK_SETTINGS:
         assert getattr(FinetuneConfig().resolved(task), name) in numbers
 
 

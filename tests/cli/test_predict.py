@@ -14,8 +14,6 @@ from cli_helpers import command, contents, environment
 
 from fastadv import AdversarialFinetuner
 from fastadv.cli import main
-from fastadv.cli.predict import sentence_line
-from fastadv.tasks.predictions import SentencePrediction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,37 +49,6 @@ def test_entities(tagger: Path, corpus: Path) -> None:
         for entity in line["entities"]:
             assert line["text"][entity["start_char"] : entity["end_char"]] == entity["text"]
             assert " ".join(line["words"][entity["start"] : entity["end"]]) == entity["text"]
-
-
-def test_places_of_entities() -> None:
-    words, tags = ("In", "New", "York", "?"), ("O", "B-LOC", "I-LOC", "B-PER")
-    prediction = SentencePrediction(words, tags, (0.9, 0.5, 0.75, float("nan")))
-    assert json.loads(sentence_line(prediction)) == {
-        "text": "In New York ?",
-        "words": list(words),
-        "tags": list(tags),
-        "entities": [
-            {
-                "type": "LOC",
-                "text": "New York",
-                "start": 1,
-                "end": 3,
-                "start_char": 3,
-                "end_char": 11,
-                "probability": 0.625,
-            },
-            {
-                "type": "PER",
-                "text": "?",
-                "start": 3,
-                "end": 4,
-                "start_char": 12,
-                "end_char": 13,
-                # JSON has no NaN.
-                "probability": None,
-            },
-        ],
-    }
 
 
 def test_a_file_is_written_whole_or_not_at_all(

@@ -140,6 +140,15 @@ def test_a_string_is_a_path() -> None:
             read("nowhere")
 
 
+@pytest.mark.parametrize(("task", "kind"), [("classification", Document), ("ner", Sentence)])
+def test_the_kind_of_record_may_stand_for_the_task(task: str, kind: Any) -> None:
+    data = ["EU rejects", TAGGED, {"text": "a b"}]
+    assert as_texts(data, kind) == as_texts(data, task)
+    assert {type(record) for record in as_texts(data, kind)} == {kind}
+
+
 def test_other_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="found the task <class 'int'>, expected"):
+        as_texts(["x"], int)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="found the task 'pos', expected 'classification' or"):
         as_texts(["x"], "pos")

@@ -84,7 +84,7 @@ def test_best_is_the_model_with_the_greatest_mean_over_languages(
 def test_words_are_what_is_predicted_in_ner() -> None:
     tuner = tuner_of("ner", selection="information", steps=2)
     history = fit(tuner, {"de": tiny.GERMAN})
-    dataset = tuner.preparation.sentences(as_texts(tiny.GERMAN, "ner"))
+    dataset = tuner.preparation.tokenized(as_texts(tiny.GERMAN, "ner"))
     words = np.concatenate(word_probabilities(tuner.model, dataset, 32))
     assert len(words) > len(tiny.GERMAN)
     expected = mutual_information(words)
@@ -132,7 +132,7 @@ def evaluation(step: int, dev: float, *norms: float) -> dict[str, Any]:
 
 def choice_of(*evaluations: dict[str, Any], selection: str = BOTH) -> StepChoice:
     texts = {name: as_texts(data, "classification") for name, data in OTHERS.items()}
-    signals = TargetSignals(tuner_of().preparation, "classification", texts, 4)
+    signals = TargetSignals(tuner_of().preparation, texts, 4)
     choice = StepChoice(selection, "accuracy", signals)
     for one in evaluations:
         choice.add(one)

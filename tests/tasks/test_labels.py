@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from fastadv.tasks.labels import labels_of
+from fastadv.tasks.registry import task_of
+
+CLASSIFICATION = task_of("classification")
 
 
 def test_classes_and_tags_in_a_stable_order() -> None:
-    assert labels_of([("a", "y"), ("b", "x"), ("c", "y")], "classification") == ("x", "y")
+    assert CLASSIFICATION.labels_of([("a", "y"), ("b", "x"), ("c", "y")]) == ("x", "y")
     sentences = [(("a", "b"), ("B-PER", "O")), (("c",), ("B-LOC",))]
-    assert labels_of(sentences, "ner") == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert task_of("ner").labels_of(sentences) == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 
 @pytest.mark.parametrize(
@@ -26,11 +28,11 @@ def test_too_few_are_refused_by_file(task: str, text: str, message: str, tmp_pat
     path = tmp_path / "train"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{path}: {message}"):
-        labels_of(path, task)
+        task_of(task).labels_of(path)
 
 
 def test_too_few_in_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="the labelled examples: found the one label 'x'"):
-        labels_of([("a", "x")], "classification")
+        CLASSIFICATION.labels_of([("a", "x")])
     with pytest.raises(ValueError, match="the labelled examples: found no label"):
-        labels_of(["a"], "classification")
+        CLASSIFICATION.labels_of(["a"])

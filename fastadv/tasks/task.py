@@ -1,0 +1,150 @@
+"""What a task is: everything of a run that depends on what is predicted.
+
+A new task is a file beside `classification` and `ner`, a place in `registry`, and its name and row
+in `fastadv.config.TASK_SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastadv.batches.tokenized import TokenizedDataset
+from fastadv.config import ResolvedConfig
+from fastadv.data import Data
+from fastadv.nn.heads import AdversarialModel
+
+
+class Report(Protocol):
+    """What a model makes of a labelled data set."""
+
+    def scores(self) -> dict[str, float]:
+        """Numbers by name, the task's metric among them."""
+
+    def details(self) -> dict[str, Any]:
+        """What the scores sum up, as JSON can hold it: tables of scores by class or type under
+        "per_...", and perhaps a "confusion" matrix of the "labels".
+        """
+
+
+class Prediction(Protocol):
+    """What a model says of one example."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON can hold it."""
+
+
+class Task(Protocol):
+    """A task, which has no state: what it needs is passed.
+
+    Examples are what its own `labeled` and `texts` give. K is the number of labels, in the order
+    of the output.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in `fastadv.config.TASK_SETTINGS`, which has its metric and its defaults."""
+
+    @property
+    def metric(self) -> str:
+        """The one number by which runs are compared and selected, of those in `Report.scores`."""
+
+    @property
+    def by_token(self) -> bool:
+        """The shape of its head: one prediction a word piece, else one a text."""
+
+    @property
+    def auto_model(self) -> Any:
+        """The class of transformers that saves and loads encoder and head as one model, whose
+        last layer is a linear `classifier`; None where no such class has a head like this one.
+        """
+
+    def checked_labels(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The labels as a tuple.
+
+        Raises:
+            ValueError: No head can be made for them.
+        """
+
+    def labels_of(self, data: Data) -> tuple[str, ...]:
+        """The labels that labelled examples imply, in an order that depends on nothing else.
+
+        Raises:
+            ValueError: Malformed data, or too few labels.
+        """
+
+    def labeled(self, data: Data) -> list[Any]:
+        """Labelled examples.
+
+        Raises:
+            ValueError: Malformed data.
+        """
+
+    def texts(self, data: Data) -> Iterator[Any]:
+        """Examples whose labels are dropped, one by one, in bounded memory.
+
+        Raises:
+            ValueError: While examples are taken: malformed data.
+        """
+
+    def tokenize(
+        self,
+        tokenizer: Any,
+        examples: Sequence[Any],
+        label_ids: Mapping[str, int] | None,
+        config: ResolvedConfig,
+    ) -> TokenizedDataset:
+        """Examples as word pieces.
+
+        Args:
+            tokenizer: A fast one.
+            examples: The examples.
+            label_ids: The number of each label; None leaves the data set unlabelled.
+            config: `max_length` and `window_overlap` are read.
+
+        Raises:
+            ValueError: A label is missing or unknown.
+        """
+
+    def evaluation(
+        self,
+        tokenizer: Any,
+        examples: Sequence[Any],
+        label_ids: Mapping[str, int],
+        config: ResolvedConfig,
+    ) -> tuple[TokenizedDataset, list[Any]]:
+        """Labelled examples to score: as word pieces, and the gold of each as `report` takes it.
+
+        Arguments as of `tokenize`.
+
+        Raises:
+            ValueError: An example cannot be scored.
+        """
+
+    def probabilities(
+        self, model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
+    ) -> NDArray[np.float32]:
+        """(N, K) float32: every prediction on the examples, one a row, in their order."""
+
+    def report(
+        self,
+        model: AdversarialModel,
+        dataset: TokenizedDataset,
+        gold: Sequence[Any],
+        labels: Sequence[str],
+        batch_size: int,
+    ) -> Report:
+        """Predictions against `gold`, both of `evaluation`."""
+
+    def predictions(
+        self,
+        model: AdversarialModel,
+        dataset: TokenizedDataset,
+        examples: Sequence[Any],
+        labels: Sequence[str],
+        batch_size: int,
+    ) -> Sequence[Prediction]:
+        """One an example, in their order; `dataset` holds the examples' tokens."""
