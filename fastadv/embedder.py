@@ -34,7 +34,7 @@ class Embedder:
         max_length: In word pieces, special ones included; longer texts are cut.
         batch_size: Texts in a batch of the longest; of shorter ones as many as take no more
             word pieces.
-        backend: Of the pooling operation; None for the default.
+        backend: Backend of the pooling operation; None for the default.
     """
 
     def __init__(

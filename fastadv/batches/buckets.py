@@ -47,7 +47,7 @@ class Bucket:
         kinds: dict[str, tuple[torch.dtype, int]] = {
             "input_ids": (torch.int64, tokens),
             "position_ids": (torch.int64, tokens),
-            "places": (torch.int64, tokens),
+            "inverse": (torch.int64, tokens),
             "rows": (torch.int64, tokens),
             "seed": (torch.int64, 1),
             "cu_seqlens": (torch.int32, sequences + 1),
@@ -90,7 +90,7 @@ class Bucket:
             found["position_order"],
             found["position_starts"],
         )
-        rows = TableRows(found["rows"], found["places"], found["rows"], segments)
+        rows = TableRows(found["rows"], found["inverse"], found["rows"], segments)
         return PackedBatch(
             found["input_ids"],
             found["position_ids"],
@@ -109,7 +109,7 @@ def bucket_of(batch: PackedBatch, longest: int) -> Bucket:
     """The smallest bucket that holds a batch.
 
     Args:
-        batch: Of any device; nothing waits for it.
+        batch: A batch on any device; nothing waits for it.
         longest: The longest sequence that the encoder takes; no bucket's bound is above it.
     """
     tokens, length = batch.num_tokens, batch.max_seqlen
@@ -161,7 +161,7 @@ def fill(
     _put(to["input_ids"], ids, int(ids[0]))
     _put(to["position_ids"], batch.position_ids.numpy(), 0)
     to["position_ids"][tokens:] = np.arange(gap) % bucket.max_seqlen
-    _put(to["places"], rows.places.numpy(), int(rows.places[0]))
+    _put(to["inverse"], rows.inverse.numpy(), int(rows.inverse[0]))
     _put(to["rows"], rows.ids.numpy(), -1)
     starts = tokens + np.minimum(np.arange(1, fillers + 1) * bucket.max_seqlen, gap)
     _put(to["cu_seqlens"], np.concatenate([batch.cu_seqlens.numpy(), starts]), bucket.tokens)
@@ -172,7 +172,7 @@ def fill(
     if "english" in to and batch.english is not None:
         _put(to["english"], batch.english.numpy(), False)
     every, real = np.arange(tokens), ids != (-1 if padding_idx is None else padding_idx)
-    _segments(rows.places.numpy(), every[real], to["word_order"], to["word_starts"])
+    _segments(rows.inverse.numpy(), every[real], to["word_order"], to["word_starts"])
     positions = batch.position_ids.numpy()
     if skips_padding:
         counted = np.cumsum(real)

@@ -23,7 +23,7 @@ class TableRows:
 
     Attributes:
         ids: (U,) int64, ascending, each once; on the host.
-        places: (T,) int64, where each token's id is among them.
+        inverse: (T,) int64, the index of each token's id among them (torch.unique's word).
         device_ids: The ids where the tokens are, -1 for none after them; None where they were not
             brought there ahead of time.
         segments: (T,), (U + 1,), (T,) and (L + 1,) int32, where known: tokens by row, and where
@@ -31,27 +31,27 @@ class TableRows:
     """
 
     ids: Tensor
-    places: Tensor
+    inverse: Tensor
     device_ids: Tensor | None = None
     segments: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, input_ids: Tensor) -> TableRows:
         """The rows of ids (T,); on a GPU this waits for them."""
-        ids, places = np.unique(input_ids.cpu().numpy(), return_inverse=True)
-        return cls(torch.from_numpy(ids), torch.from_numpy(places).to(input_ids.device))
+        ids, inverse = np.unique(input_ids.cpu().numpy(), return_inverse=True)
+        return cls(torch.from_numpy(ids), torch.from_numpy(inverse).to(input_ids.device))
 
     def on(self, device: torch.device) -> Tensor:
         """The ids on `device`; a GPU that does not have them waits for the host."""
         return self.ids.to(device) if self.device_ids is None else self.device_ids
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TableRows:
-        """The same with `places` on `device`."""
-        return replace(self, places=self.places.to(device, non_blocking=non_blocking))
+        """The same with `inverse` on `device`."""
+        return replace(self, inverse=self.inverse.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TableRows:
         """The same in page-locked host memory."""
-        return TableRows(self.ids.pin_memory(), self.places.pin_memory())
+        return TableRows(self.ids.pin_memory(), self.inverse.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class PackedBatch:
         input_ids: (T,) int64, word-piece ids.
         position_ids: (T,) int64, counted from 0 in each sequence.
         cu_seqlens: (B + 1,) int32, where each sequence begins, and last T.
-        max_seqlen: the longest sequence in tokens, on the host.
+        max_seqlen: The longest sequence in tokens, on the host.
         labels: None where unlabelled; (B,) int64 for classification; (T,) int64 for named
             entities, `IGNORE_INDEX` on every token but the first piece of a word scored here.
         english: None, or (B,) bool: True where the sequence is English (the paper's y_A).
         languages: None, or (B,) int64: the number of the language that a sequence is in.
-        num_examples: documents or sentences in the batch. A sentence cut into several windows
+        num_examples: Documents or sentences in the batch. A sentence cut into several windows
             counts once, so this is what a loss "per sentence" is averaged over. () float32 where
             the host's number would be that of another batch, in a CUDA graph.
-        rows: the word table's rows that are read, as `pack` finds them; None where unknown.
+        rows: The word table's rows that are read, as `pack` finds them; None where unknown.
         counted: None, or (B,) bool: False where a sequence only fills the batch up.
         seed: None, or (1,) int64, which dropout is drawn from.
     """
@@ -150,12 +150,12 @@ def pack(
     """Lay the sequences of some examples end to end, in the order given.
 
     Args:
-        sequences_per_example: for each example its sequences, as `TokenizedDataset[i]` gives
+        sequences_per_example: For each example its sequences, as `TokenizedDataset[i]` gives
             them: one for a document, one or more windows for a sentence.
-        english: one bool an example, or None; every window takes that of its example.
+        english: One bool an example, or None; every window takes that of its example.
 
     Raises:
-        ValueError: there is no example, some sequences are labelled and others are not, or
+        ValueError: There is no example, some sequences are labelled and others are not, or
             `english` is not as long as the examples.
     """
     sequences = [sequence for example in sequences_per_example for sequence in example]
@@ -213,14 +213,14 @@ def concat(first: PackedBatch, second: PackedBatch) -> PackedBatch:
 
 def _scored_tokens(sequences: Sequence[TokenSequence]) -> np.ndarray:
     """(W,) int64: where in the packed tokens the first piece of each scored word lies."""
-    places = []
+    indices = []
     start = 0
     for sequence in sequences:
         if sequence.word_positions is None:
             raise ValueError("found a sequence without words, expected one cut from a sentence")
-        places.append(sequence.word_positions.astype(np.int64) + start)
+        indices.append(sequence.word_positions.astype(np.int64) + start)
         start += len(sequence.input_ids)
-    return np.concatenate(places) if places else np.zeros(0, np.int64)
+    return np.concatenate(indices) if indices else np.zeros(0, np.int64)
 
 
 def _pack_labels(sequences: Sequence[TokenSequence], total: int) -> Tensor | None:

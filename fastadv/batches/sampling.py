@@ -32,8 +32,8 @@ class Sampler:
     """Draws indices below `size`, every one once in each epoch, in a new order every epoch.
 
     Attributes:
-        size: the number of examples.
-        position: how many were drawn so far; set it to resume.
+        size: The number of examples.
+        position: How many were drawn so far; set it to resume.
 
     Raises:
         ValueError: `size` is below 1, or the seed or a position is negative.
@@ -82,11 +82,11 @@ class MixedSampler:
     one position of the mix.
 
     Attributes:
-        languages: the names, sorted.
-        position: how many were drawn so far, of all languages together; set it to resume.
+        languages: The names, sorted.
+        position: How many were drawn so far, of all languages together; set it to resume.
 
     Raises:
-        ValueError: there is no language, a size is below 1, or the seed or a position negative.
+        ValueError: There is no language, a size is below 1, or the seed or a position negative.
     """
 
     def __init__(self, sizes: Mapping[str, int], seed: int, stream: str) -> None:

@@ -72,7 +72,7 @@ def similar_lengths(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray
         batch_size: Sequences in the first batch.
 
     Yields:
-        (n,) int64: places in `lengths`; of equals the earlier first.
+        (n,) int64: indices in `lengths`; of equals the earlier first.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0

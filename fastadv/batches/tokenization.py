@@ -42,13 +42,13 @@ def tokenize_documents(
     """Cut documents into word-pieces and keep the first `max_length`, special tokens included.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
-        documents: the documents.
-        label_ids: the id of each class; None leaves the data set unlabelled.
-        max_length: in tokens.
+        tokenizer: A fast tokenizer of transformers.
+        documents: The documents.
+        label_ids: The id of each class; None leaves the data set unlabelled.
+        max_length: In tokens.
 
     Raises:
-        ValueError: the tokenizer is not a fast one, `max_length` leaves no room beside the
+        ValueError: The tokenizer is not a fast one, `max_length` leaves no room beside the
             special tokens, or a label is missing or unknown.
     """
     _capacity(tokenizer, max_length)
@@ -90,14 +90,14 @@ def tokenize_sentences(
     scored nowhere, but `num_words` counts it, so that it can be given O.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
-        sentences: the sentences.
-        label_ids: the id of each tag; None leaves the data set unlabelled.
-        max_length: in tokens.
-        overlap: in word-pieces, below what a window holds beside the special tokens.
+        tokenizer: A fast tokenizer of transformers.
+        sentences: The sentences.
+        label_ids: The id of each tag; None leaves the data set unlabelled.
+        max_length: In tokens.
+        overlap: In word-pieces, below what a window holds beside the special tokens.
 
     Raises:
-        ValueError: the tokenizer is not a fast one, `max_length` leaves no room beside the
+        ValueError: The tokenizer is not a fast one, `max_length` leaves no room beside the
             special tokens, `overlap` does not fit, or a tag is missing or unknown.
     """
     capacity = _capacity(tokenizer, max_length)

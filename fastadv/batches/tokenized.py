@@ -14,7 +14,7 @@ class TokenSequence:
 
     Attributes:
         input_ids: (n,) int32, special tokens included.
-        label: the class of a document, None where unlabelled.
+        label: The class of a document, None where unlabelled.
         word_positions: (w,) int32, the token of the first piece of each word scored here; None
             for documents.
         word_labels: (w,) int64, None where unlabelled.

@@ -53,7 +53,7 @@ class DataFile:
             {"text": "body"}.
 
     Raises:
-        ValueError: an option is none of these, or does not fit another.
+        ValueError: An option is none of these, or does not fit another.
     """
 
     path: str | os.PathLike[str]

@@ -47,7 +47,7 @@ def parse(
     """Documents, with labels if `labelled`, else without looking for any.
 
     Args:
-        lines: Of the file.
+        lines: The lines of the file.
         delimiter: None for CSV: a comma, or a semicolon if only that makes the first line name a
             column of texts.
         columns: The file's names of our fields.

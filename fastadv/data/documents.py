@@ -40,7 +40,7 @@ def document_of_line(lines: Lines, number: int, line: str) -> Document:
     """The document on one line that is not blank; `lines` and `number` are for messages.
 
     Raises:
-        ValueError: the line is not LABEL<TAB>text, or the text a damaged bytes literal.
+        ValueError: The line is not LABEL<TAB>text, or the text a damaged bytes literal.
     """
     if not is_document_line(line):
         expected = f'{_LINE} (plain text is read by format="lines")'
@@ -57,7 +57,7 @@ def decode_bytes_literal(text: str) -> str:
     """The text behind a bytes literal of Python; any other text as it is.
 
     Raises:
-        ValueError: it is a bytes literal, but its bytes are not UTF-8, or it does not end.
+        ValueError: It is a bytes literal, but its bytes are not UTF-8, or it does not end.
     """
     if not _BYTES_LITERAL.fullmatch(text):
         # Prose may well begin with b', but holds no \xc3.

@@ -36,7 +36,7 @@ def as_documents(data: Data) -> list[Document]:
     "label", or a string, which is an unlabelled text.
 
     Raises:
-        ValueError: the file is missing or malformed, or an example is none of these; the message
+        ValueError: The file is missing or malformed, or an example is none of these; the message
             names the line, or the example counted from 0.
     """
     return cast(list[Document], list(_labelled(data, Document, _document)))
@@ -51,7 +51,7 @@ def as_sentences(data: Data) -> list[Sentence]:
     "text"), which is split at white space. Tags come back in IOB2.
 
     Raises:
-        ValueError: the file is missing or malformed, or an example is none of these; the message
+        ValueError: The file is missing or malformed, or an example is none of these; the message
             names the line, or the example counted from 0.
     """
     return cast(list[Sentence], list(_labelled(data, Sentence, _sentence)))
@@ -67,7 +67,7 @@ def as_texts(data: Data, task: str | Kind) -> list[Document] | list[Sentence]:
     """Unlabelled examples in a list: see `iter_texts`.
 
     Raises:
-        ValueError: as `iter_texts`.
+        ValueError: As `iter_texts`.
     """
     return cast(list[Document] | list[Sentence], list(iter_texts(data, task)))
 
@@ -92,7 +92,7 @@ def iter_texts(data: Data, task: str | Kind) -> Iterator[Document] | Iterator[Se
     memory.
 
     Raises:
-        ValueError: the task is none of these; or, while examples are taken, the file is missing or
+        ValueError: The task is none of these; or, while examples are taken, the file is missing or
             malformed, or an example is of no known form; the message names the line, or the example
             counted from 0.
     """

@@ -49,7 +49,7 @@ def column_of(field: str, names: Iterable[str], columns: Columns = None) -> str 
     usual names; small and capital letters and spaces around count for nothing.
 
     Raises:
-        MissingField: several names may stand for it, or what `columns` gives is not there.
+        MissingField: Several names may stand for it, or what `columns` gives is not there.
     """
     return _column(field, tuple(names), (columns or {}).get(field))
 
@@ -125,7 +125,7 @@ def with_label(document: Document) -> Document:
     """The document, if it has a label.
 
     Raises:
-        ValueError: it has none, or an empty one.
+        ValueError: It has none, or an empty one.
     """
     if document.label is None or not document.label.strip():
         found = "no label" if document.label is None else "an empty label"
@@ -137,7 +137,7 @@ def with_tags(sentence: Sentence) -> Sentence:
     """The sentence, if it has tags.
 
     Raises:
-        ValueError: it has none.
+        ValueError: It has none.
     """
     if sentence.tags is None:
         raise ValueError("found no tags, expected one a word")

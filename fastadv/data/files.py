@@ -53,7 +53,7 @@ def read_documents(file: Path | DataFile) -> list[Document]:
     double quotes); such a text is decoded.
 
     Raises:
-        ValueError: the file is missing, is not UTF-8, holds no document, or a line is not of that
+        ValueError: The file is missing, is not UTF-8, holds no document, or a line is not of that
             form; the message names file and line.
     """
     return cast(list[Document], list(_as_format(file, "documents", Document)))
@@ -76,7 +76,7 @@ def read_conll(file: Path | DataFile) -> list[Sentence]:
     see `DataFile.encoding`.
 
     Raises:
-        ValueError: the file is missing, is not UTF-8, holds no sentence, or a line is not of the
+        ValueError: The file is missing, is not UTF-8, holds no sentence, or a line is not of the
             layout; the message names file and line.
     """
     return cast(list[Sentence], list(_as_format(file, "columns", Sentence)))
@@ -86,7 +86,7 @@ def read_texts(file: Path | DataFile) -> list[Document]:
     """Read a file of one text a line as unlabelled documents; blank lines are skipped.
 
     Raises:
-        ValueError: the file is missing, is not UTF-8, or holds no text.
+        ValueError: The file is missing, is not UTF-8, or holds no text.
     """
     return cast(list[Document], list(_as_format(file, "lines", Document)))
 

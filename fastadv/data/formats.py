@@ -32,7 +32,7 @@ def recognise(lines: Lines, path: str | os.PathLike[str], columns: Columns = Non
     there the next lines have a vote.
 
     Raises:
-        ValueError: the file is a JSON array.
+        ValueError: The file is a JSON array.
     """
     number, first, commented = _first(lines)
     if first is None:

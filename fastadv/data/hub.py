@@ -36,9 +36,9 @@ def load(name: str) -> Any:
     Without a split it must have only one.
 
     Raises:
-        ValueError: the name is not of that form, or the hub has no such data set or split.
-        OSError: the hub cannot be reached, and the data set is not in the cache.
-        ImportError: the package datasets is not installed.
+        ValueError: The name is not of that form, or the hub has no such data set or split.
+        OSError: The hub cannot be reached, and the data set is not in the cache.
+        ImportError: The package datasets is not installed.
     """
     parts = _NAME.fullmatch(name)
     if parts is None:
@@ -77,7 +77,7 @@ def rows(
     names; -1, which stands for no label, becomes None. Other values stay as they are.
 
     Raises:
-        MissingField: a field has no column; unless `labelled`, none of them has.
+        MissingField: A field has no column; unless `labelled`, none of them has.
     """
     names = data.column_names
     if names is None:

@@ -24,7 +24,7 @@ def read_pairs(
         The texts of the one and of the other, equally many.
 
     Raises:
-        ValueError: a file is missing, not text or of another format, they differ in their numbers
+        ValueError: A file is missing, not text or of another format, they differ in their numbers
             of lines, or there is no pair.
     """
     if source == target == STANDARD_INPUT:

@@ -16,7 +16,7 @@ class Document:
     `where` is the file and line it was read from ("FILE:LINE"), for messages; not compared.
 
     Raises:
-        ValueError: the text or the label is not a string, or holds half a surrogate pair.
+        ValueError: The text or the label is not a string, or holds half a surrogate pair.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Sentence:
     `where` is the file and first line it was read from ("FILE:LINE"), for messages; not compared.
 
     Raises:
-        ValueError: a word or a tag is not a string, a tag is not of that form, or there are not
+        ValueError: A word or a tag is not a string, a tag is not of that form, or there are not
             as many tags as words.
     """
 

@@ -30,8 +30,8 @@ class Lines:
     """The lines of one source; what has been given is gone.
 
     Attributes:
-        name: Of the source, for messages.
-        number: Of the line given last, from 1; 0 before the first.
+        name: The name of the source, for messages.
+        number: The number of the line given last, from 1; 0 before the first.
     """
 
     def __init__(self, name: str, lines: Iterator[str]) -> None:

@@ -44,7 +44,7 @@ class ExperimentObserver:
     """Signals for criteria, the discriminator on held-out text, and alignment.
 
     Args:
-        tuner: Whose model is to be observed; texts are tokenised now, once.
+        tuner: The finetuner whose model is observed; texts are tokenised now, once.
         source: Held-out text of the source language.
         targets: Texts by language.
     """

@@ -88,7 +88,7 @@ class ExperimentPlan:
         targets: The others, in the order of the tables' columns.
         seeds: One run each.
         config: Settings of every run but for `seed`, `adversarial` and `source_language`.
-        threads: Of a run on the CPU; None for as many as there are cores for it.
+        threads: Threads of a run on the CPU; None for as many as there are cores for it.
         paper: "mldoc" or "conll" where the paper has numbers to stand beside ours.
     """
 

@@ -52,7 +52,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Of a results.jsonl.
+        """The results in a results.jsonl.
 
         Raises:
             ValueError: The file is missing, no JSON lines, or see above.

@@ -51,7 +51,7 @@ def all_tables(results: Results, corpus: str | None = None) -> dict[str, Table]:
     """Every table that the results suffice for, by the name of its file.
 
     Args:
-        results: Of the runs that are finished.
+        results: The results of the finished runs.
         corpus: "mldoc" or "conll" to set the paper's numbers beside ours.
     """
     tables = {"scores": score_table(results, corpus)}

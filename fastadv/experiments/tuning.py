@@ -46,7 +46,7 @@ def propose(
     Depends on its arguments alone, so a search that was stopped goes on as if it had not been.
 
     Args:
-        trials: Those that are finished.
+        trials: The finished trials.
         centre: Configured rates; each is searched from 1/span to span times itself, by its
             logarithm. A rate of 0 stays 0.
         span: Above 1.
@@ -101,7 +101,7 @@ class Search:
         resume: Go on with the search there, if there is one.
 
     Attributes:
-        trials: Those that are finished.
+        trials: The finished trials.
 
     Raises:
         ValueError: The folder holds a search and `resume` is False, or one of other settings.

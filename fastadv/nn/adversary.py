@@ -43,7 +43,7 @@ class LanguageDiscriminator(nn.Linear):
 
     Args:
         hidden_size: H.
-        std: Of the initial weights, which are normal.
+        std: Standard deviation of the initial weights, which are normal.
         seed: What they are drawn from.
         backend: Backend of `linear_bce`; None for the default.
     """
@@ -96,7 +96,7 @@ class AllLanguagesDiscriminator(nn.Linear):
     Args:
         hidden_size: H.
         languages: K.
-        std: Of the initial weights, which are normal.
+        std: Standard deviation of the initial weights, which are normal.
         seed: What they are drawn from.
     """
 

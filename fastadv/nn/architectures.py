@@ -60,7 +60,7 @@ class Architecture:
         hidden_size, heads, layers, intermediate_size: H, N, L and I.
         vocabulary, positions: Rows of the word and position tables.
         token_types: Rows of the token-type table, of which row 0 is used; 0 for no table.
-        eps: Of every layer norm.
+        eps: The eps of every layer norm.
         dropout: By site.
         padding_idx: The word that gets no gradient; None for none.
         position_padding_idx: The position that a padding id has and that gets no gradient; real

@@ -307,7 +307,7 @@ class _Backward(_Pass):
         self.kernels["embedding_layer_norm"].embedding_layer_norm_backward(
             stream, branch, tokens.input_ids[rows], tokens.position_ids[rows], word, position,
             token_type, tables.norm.weight, kind.eps, *self.dropout(kind.dropout.embedding, 0, 0),
-            tokens.leading, None if rows_read is None else rows_read.places, padding,
+            tokens.leading, None if rows_read is None else rows_read.inverse, padding,
             position_padding, word_sums, position_sums, sums_type, vectors, **known,
         )  # fmt: skip
 

@@ -38,7 +38,7 @@ class PackedBert(nn.Module):
     rows that were read, as with `torch.nn.Embedding`.
 
     Attributes:
-        operations: Those that it needs.
+        operations: The operations that it needs.
         flat: Weights of one buffer, whose gradients are written to one too; None for none.
         waiting: The word table's optimisers, which bring rows up to date before they are read;
             None where the table always is.
@@ -251,6 +251,6 @@ def _rows(batch: PackedBatch) -> TableRows:
         return TableRows.of(ids)
     # On a GPU this would wait for the ids; those that are there already were made with the batch.
     here = ids.device.type == "cpu" and rows.device_ids is None
-    if here and not torch.equal(rows.ids[rows.places], ids):
+    if here and not torch.equal(rows.ids[rows.inverse], ids):
         raise ValueError("the batch's rows are not those of its input_ids, expected rows of pack()")
     return rows

@@ -86,7 +86,7 @@ def adam(
     none: `compensations` is empty then. `steps` are t of each tensor, from 1.
 
     Args:
-        layouts: Of every weight, matrices all of them, what `fastadv::linear_pack` made of it in
+        layouts: For every weight, all of them matrices, what `fastadv::linear_pack` made of it in
             bfloat16; written anew from what the weight becomes. Only backend "native", on a CPU.
 
     Raises:

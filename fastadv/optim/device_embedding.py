@@ -55,7 +55,7 @@ class DeviceEmbedding:
 
     Args:
         table: float32 or float64, changed in place.
-        compensation: Its low bits, (V, H) bfloat16; None for float64.
+        compensation: The low bits of the table, (V, H) bfloat16; None for float64.
         backend: Backend of `adam`; None for the default.
         log_steps: Steps between flushes.
     """

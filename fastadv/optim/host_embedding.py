@@ -30,7 +30,7 @@ class _Owner:
 
     Attributes:
         steps: Done so far.
-        base: Of these, up to the last flush.
+        base: The steps up to the last flush.
         lrs: (steps - base,) float64, the rates since.
     """
 
@@ -73,7 +73,7 @@ class HostEmbedding:
 
     Args:
         table: float32 or float64, changed in place.
-        compensation: Its low bits, (V, H) bfloat16; None for float64.
+        compensation: The low bits of the table, (V, H) bfloat16; None for float64.
         backend: Backend of `embedding_adam`; None for the default.
     """
 

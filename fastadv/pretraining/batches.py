@@ -26,7 +26,7 @@ class LanguageBatches:
     Args:
         corpus: What is drawn from.
         tokens_per_batch: Pieces, special ones counted, that a batch may hold.
-        seed: Of all draws.
+        seed: The seed of all draws.
         exponent: Tokens of a language come in proportion to its share to this power.
         mask_rate: As in `mask_tokens`.
         source: The language that `PackedBatch.english` is True for.
@@ -76,7 +76,7 @@ class LanguageBatches:
         source language, half in the others, if there are both.
 
         Args:
-            stream: Of a name each is another draw.
+            stream: The name of the draw; each name gives another.
             tokens: Pieces that the batch may hold; a side holds one longest sequence at least.
         """
         rng = self._rng(stream, step)

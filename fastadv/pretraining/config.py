@@ -50,7 +50,7 @@ class PretrainConfig:
         nonfinite_gradients: As in training: "stop" the run, or "skip" the update.
         dropout: While pretraining, hidden and attention.
         saved_dropout: What the saved model's configuration says, for finetuning.
-        saved_precision: Of the saved weights: "fp32", or "bf16", half the size.
+        saved_precision: The type of the saved weights: "fp32", or "bf16", half the size.
         adversary: "none" is masked-language modelling alone. "source" adds Algorithm 1's phases D
             and G (paper, section 3.1), the source language against the rest; "all" does with a
             softmax over all languages, where G's loss is -log(1 - p) of the true one, which for
@@ -59,7 +59,8 @@ class PretrainConfig:
         lr_discriminator: The discriminator's learning rate at its highest.
         lr_generator: The generator's learning rate at its highest.
         source_language: The language that "source" tells from the others.
-        precision: Of the matrix products: "bf16", "fp16", "fp32" or "auto", as in training.
+        precision: The type that matrix products read: "bf16", "fp16", "fp32" or "auto", as in
+            training.
         backend: Backend of our operations; None leaves the choice to `fastadv.backends`.
         seed: Seeds the first weights, the batches, their masks and dropout; nothing else is random.
         log_every: Steps between training records in metrics.jsonl.

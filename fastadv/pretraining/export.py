@@ -27,7 +27,7 @@ def save_masked_language_model(
 
     Args:
         dropout: What the configuration says, hidden and attention.
-        dtype: Of the weights in the file; float32 or bfloat16.
+        dtype: The type of the weights in the file; float32 or bfloat16.
     """
     with quiet_transformers(), model.encoder.complete() as encoder:
         config: Any = copy.deepcopy(encoder.config)

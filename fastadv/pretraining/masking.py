@@ -48,13 +48,13 @@ def mask_tokens(
     Returns:
         The ids to read (T,), where the chosen ones are (M,), and what was there (M,).
     """
-    places = np.flatnonzero(ordinary & (rng.random(len(input_ids)) < rate))
+    indices = np.flatnonzero(ordinary & (rng.random(len(input_ids)) < rate))
     candidates = np.flatnonzero(ordinary)
-    if not len(places) and len(candidates):
-        places = candidates[[int(rng.integers(len(candidates)))]]
-    read, labels = input_ids.copy(), input_ids[places]
-    fate = rng.random(len(places))
-    read[places[fate < MASKED]] = mask_id
-    swapped = places[(fate >= MASKED) & (fate < MASKED + RANDOM)]
+    if not len(indices) and len(candidates):
+        indices = candidates[[int(rng.integers(len(candidates)))]]
+    read, labels = input_ids.copy(), input_ids[indices]
+    fate = rng.random(len(indices))
+    read[indices[fate < MASKED]] = mask_id
+    swapped = indices[(fate >= MASKED) & (fate < MASKED + RANDOM)]
     read[swapped] = vocabulary[rng.integers(len(vocabulary), size=len(swapped))]
-    return read, places, labels
+    return read, indices, labels

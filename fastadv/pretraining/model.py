@@ -41,7 +41,7 @@ class MaskedLanguageModel(nn.Module):
     Args:
         encoder: Its word table is also the output layer's weight.
         languages: K, of a discriminator over all of them; None for source against the rest.
-        seed: Of the new weights.
+        seed: The seed of the new weights.
         frequencies: (V,) shares of the pieces in the text; the output bias begins as their
             logarithms, so that the first steps need not find them. None for zeros.
         backend: Backend of the operations; None for the default.

@@ -65,7 +65,7 @@ def diagnose(records: Sequence[Mapping[str, Any]], config: FinetuneConfig) -> st
 
     Args:
         records: Records of metrics.jsonl so far; only those of training count.
-        config: Of the run, with the task's learning rates filled in.
+        config: The configuration of the run, with the task's learning rates filled in.
 
     Returns:
         A few sentences, and what to change; None if there is nothing to say, if there is no

@@ -23,7 +23,7 @@ class BestFolder:
     Models of other candidates are kept in .candidates/ until the run ends.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         save: Writes the model as it is now into a folder.
     """
 

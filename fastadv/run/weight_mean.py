@@ -19,11 +19,11 @@ class WeightMean:
     and Better Generalization", UAI 2018.
 
     Args:
-        steps: Of the whole run. One that is resumed for more begins a new mean: its second half
-            is another.
+        steps: The steps of the whole run. One that is resumed for more begins a new mean: its
+            second half is another.
 
     Attributes:
-        sums: Of every weight, by name.
+        sums: The sum of every weight, by name.
         count: Evaluations in them.
     """
 

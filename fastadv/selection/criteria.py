@@ -89,7 +89,7 @@ def values(
     discriminator.
 
     Args:
-        evaluations: Of one run, in the order of their steps.
+        evaluations: The evaluations of one run, in the order of their steps.
         language: The target's name among test sets and signals.
         criterion: A key of `CRITERIA` or `ENSEMBLES`, or `ORACLE`.
         metric: "accuracy" or "f1".
@@ -128,7 +128,7 @@ def chosen_step(
 
 
 def _ranks(found: Sequence[float]) -> np.ndarray:
-    """(N,) from 0 for the least; equals share the mean of their places."""
+    """(N,) from 0 for the least; equals share the mean of their ranks."""
     array = np.asarray(found)
     below = (array[:, None] > array[None, :]).sum(axis=1)
     equal = (array[:, None] == array[None, :]).sum(axis=1)

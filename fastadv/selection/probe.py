@@ -17,8 +17,8 @@ def probe_accuracy(others: ArrayLike, english: ArrayLike, ridge: float = RIDGE) 
     them says which. (2 acc - 1 is half the proxy A-distance of Ben-David, Blitzer, Crammer and
     Pereira, "Analysis of Representations for Domain Adaptation", NeurIPS 2006.)
 
-    Least squares on targets of ±1, which is Fisher's discriminant; even places train and odd
-    places test, then the other way round; each side counts as much as the other.
+    Least squares on targets of ±1, which is Fisher's discriminant; even indices train and odd
+    indices test, then the other way round; each side counts as much as the other.
 
     Args:
         others: (N, H) embeddings h̄ of texts that are not English, N at least 2.

@@ -22,8 +22,8 @@ square.
 
 def spread(records: Any, count: int = TEXTS) -> Any:
     """`count` of the records, evenly over their order; all where there are not more."""
-    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
-    return [records[int(place)] for place in places]
+    indices = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[int(index)] for index in indices]
 
 
 class TargetSignals:

@@ -56,8 +56,8 @@ def word_probabilities(
     ]
     lengths = np.array([len(window.input_ids) for _, window in windows], np.int64)
     with evaluating(model, model.encoder):
-        for places in similar_lengths(lengths, batch_size):
-            chosen = [windows[int(k)] for k in places]
+        for indices in similar_lengths(lengths, batch_size):
+            chosen = [windows[int(k)] for k in indices]
             batch = pack([[window] for _, window in chosen]).to(_device(model.encoder))
             starts = batch.cu_seqlens.tolist()
             probabilities = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
@@ -84,7 +84,7 @@ def embeddings(
 def _batches(
     model: Module, encoder: Encoder, dataset: TokenizedDataset, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
-    """Batches of similar length, longest first, with the places of their examples."""
+    """Batches of similar length, longest first, with the indices of their examples."""
     with evaluating(model, encoder):
         for indices in similar_lengths(dataset.lengths, batch_size):
             yield indices, pack([dataset[int(i)] for i in indices]).to(_device(encoder))

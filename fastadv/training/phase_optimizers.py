@@ -44,7 +44,7 @@ def build_optimizers(model: Trainable, config: TrainerSettings, capturable: bool
     T and G each keep moments of their own over the same θ.
 
     Args:
-        model: Its trainable parameters, and its encoder, which learns where they are.
+        model: Its trainable parameters are divided; its encoder learns where they are.
         config: Rates and the rest.
         capturable: Updates that a CUDA graph may hold; the parameters move into one tensor.
     """

@@ -64,7 +64,7 @@ class HostBatches:
     """Batches of one part of a step, filled up, in host memory.
 
     Attributes:
-        buckets: Of the batches.
+        buckets: The sizes of the batches.
         buffer: All of them, one after the other, uint8; page-locked for a GPU.
     """
 
