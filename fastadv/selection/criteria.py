@@ -1,7 +1,7 @@
 """Criteria: which step of a run to keep for a target language.
 
-A criterion gives every evaluation of a run a value, and the greatest wins, the earliest of
-equals. What it reads are evaluation records as `fit` writes them to metrics.jsonl, with the
+A criterion gives every evaluation of a run a value, and the greatest wins, the earliest of equals.
+`values` and `chosen_step` take evaluation records as `fit` writes them to metrics.jsonl, with the
 signals that an experiment's observer adds: {"kind": "eval", "step", "dev": {metric: value},
 "test": {name: {metric: value}}, "observed": {language: {signal: value}}}.
 """
@@ -9,49 +9,57 @@ signals that an experiment's observer adds: {"kind": "eval", "step", "dev": {met
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 Evaluation = Mapping[str, Any]
-Criterion = Callable[[Evaluation, str, str], float | None]
 
 ORACLE = "oracle"
 """The best step by the target's own test labels: a bound, and not allowed."""
 NEAR_CHANCE = 0.5
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What criteria read of one evaluation, for one target.
+
+    Attributes:
+        step: Steps done.
+        dev: The score on labelled English; None without a dev set.
+        signals: Numbers from unlabelled text, by name.
+        test: The score on the target's test set, which the oracle alone reads; None without one.
+    """
+
+    step: int
+    dev: float | None = None
+    signals: Mapping[str, float] = field(default_factory=dict)
+    test: float | None = None
+
+
+Criterion = Callable[[Evaluated], float | None]
+
+
 def _signal(name: str, sign: float = 1.0) -> Criterion:
-    def value(evaluation: Evaluation, language: str, metric: str) -> float | None:
-        found = evaluation.get("observed", {}).get(language, {}).get(name)
+    def value(evaluated: Evaluated) -> float | None:
+        found = evaluated.signals.get(name)
         return None if found is None else sign * float(found)
 
     return value
 
 
-def _english_dev(evaluation: Evaluation, language: str, metric: str) -> float | None:
-    return evaluation["dev"][metric] if "dev" in evaluation else None
-
-
-def _last(evaluation: Evaluation, language: str, metric: str) -> float | None:
-    return float(evaluation["step"])
-
-
 def _near_chance(name: str) -> Criterion:
-    def value(evaluation: Evaluation, language: str, metric: str) -> float | None:
-        accuracy = _signal(name)(evaluation, language, metric)
+    def value(evaluated: Evaluated) -> float | None:
+        accuracy = _signal(name)(evaluated)
         return None if accuracy is None else -abs(accuracy - NEAR_CHANCE)
 
     return value
 
 
-def _test(evaluation: Evaluation, language: str, metric: str) -> float | None:
-    return evaluation["test"][language][metric] if language in evaluation["test"] else None
-
-
 CRITERIA: dict[str, Criterion] = {
-    "english_dev": _english_dev,
-    "last": _last,
+    "english_dev": lambda evaluated: evaluated.dev,
+    "last": lambda evaluated: float(evaluated.step),
     "entropy": _signal("entropy", -1.0),
     "information": _signal("information"),
     "nuclear_norm": _signal("nuclear_norm"),
@@ -60,7 +68,7 @@ CRITERIA: dict[str, Criterion] = {
     "probe_near_chance": _near_chance("probe_accuracy"),
     "alignment": _signal("alignment"),
 }
-"""By name; arguments are an evaluation, the target language and the task's metric."""
+"""The criteria by name."""
 
 ENSEMBLES: dict[str, tuple[str, ...]] = {
     "english_dev+nuclear_norm": ("english_dev", "nuclear_norm"),
@@ -82,32 +90,56 @@ MEANINGS: dict[str, str] = {
 """What each of them looks for, in a few words."""
 
 
-def values(
-    evaluations: Sequence[Evaluation], language: str, criterion: str, metric: str
-) -> list[float] | None:
+def scores(evaluated: Sequence[Evaluated], criterion: str) -> list[float] | None:
     """The criterion's value at every evaluation; None if one has none, as a baseline has no
     discriminator.
 
     Args:
-        evaluations: The evaluations of one run, in the order of their steps.
-        language: The target's name among test sets and signals.
+        evaluated: The evaluations of one run, in the order of their steps.
         criterion: A key of `CRITERIA` or `ENSEMBLES`, or `ORACLE`.
-        metric: "accuracy" or "f1".
 
     Raises:
         ValueError: There is no such criterion.
     """
     if criterion in ENSEMBLES:
-        parts = [values(evaluations, language, part, metric) for part in ENSEMBLES[criterion]]
+        parts = [scores(evaluated, part) for part in ENSEMBLES[criterion]]
         if any(part is None for part in parts):
             return None
         return list(np.mean([_ranks(part) for part in parts if part is not None], axis=0))
-    if criterion != ORACLE and criterion not in CRITERIA:
+    if criterion == ORACLE:
+        found = [one.test for one in evaluated]
+    elif criterion in CRITERIA:
+        found = [CRITERIA[criterion](one) for one in evaluated]
+    else:
         known = ", ".join([*CRITERIA, *ENSEMBLES, ORACLE])
         raise ValueError(f"found the criterion {criterion!r}, expected one of {known}")
-    value = _test if criterion == ORACLE else CRITERIA[criterion]
-    found = [value(evaluation, language, metric) for evaluation in evaluations]
-    return None if None in found else [float(v) for v in found if v is not None]
+    return None if None in found else [float(value) for value in found if value is not None]
+
+
+def values(
+    evaluations: Sequence[Evaluation], language: str, criterion: str, metric: str
+) -> list[float] | None:
+    """`scores` of evaluation records.
+
+    Args:
+        evaluations: The records of one run, in the order of their steps.
+        language: The target's name among test sets and signals.
+        criterion: As for `scores`.
+        metric: "accuracy" or "f1".
+
+    Raises:
+        ValueError: There is no such criterion.
+    """
+    return scores([_read(one, language, metric) for one in evaluations], criterion)
+
+
+def _read(evaluation: Evaluation, language: str, metric: str) -> Evaluated:
+    return Evaluated(
+        evaluation["step"],
+        evaluation["dev"][metric] if "dev" in evaluation else None,
+        evaluation.get("observed", {}).get(language, {}),
+        evaluation["test"][language][metric] if language in evaluation["test"] else None,
+    )
 
 
 def chosen_step(

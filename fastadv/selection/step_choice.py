@@ -9,12 +9,12 @@ import numpy as np
 
 from fastadv.config import Selection
 from fastadv.nn.heads import AdversarialModel
-from fastadv.selection import CRITERIA, ENSEMBLES, values
+from fastadv.selection import CRITERIA, ENSEMBLES
+from fastadv.selection.criteria import Evaluated, scores
 from fastadv.selection.target_signals import TargetSignals
 
 ENGLISH_DEV = "english_dev"
 """The paper's criterion (section 3.1)."""
-_TARGETS = "targets"
 
 
 class StepChoice:
@@ -42,7 +42,7 @@ class StepChoice:
         self.criterion, self.metric = selection, metric
         self.parts = ENSEMBLES.get(selection, (selection,))
         self._signals = signals
-        self._seen: list[dict[str, Any]] = []
+        self._seen: list[Evaluated] = []
         self._gone: set[int] = set()
         if selection == ENGLISH_DEV:
             return
@@ -71,18 +71,21 @@ class StepChoice:
         by_language = evaluation.get("unlabeled", {}).values()
         names = {name for signals in by_language for name in signals}
         means = {name: float(np.mean([s[name] for s in by_language])) for name in names}
-        seen = {**evaluation, "observed": {_TARGETS: means}}
-        parts = [CRITERIA[part](seen, _TARGETS, self.metric) for part in self.parts]
-        if evaluation["step"] > 0 and None not in parts:
-            self._seen.append({**seen, "parts": parts})
+        dev = evaluation["dev"][self.metric] if "dev" in evaluation else None
+        seen = Evaluated(evaluation["step"], dev, means)
+        if seen.step > 0 and None not in self._values(seen):
+            self._seen.append(seen)
 
     def best(self) -> tuple[int, float] | None:
         """The step with the greatest value, the earliest of equals, and the value: of an ensemble
         the mean of its ranks so far. None before there is one.
         """
-        found = values(self._seen, _TARGETS, self.criterion, self.metric) or []
-        steps = [seen["step"] for seen in self._seen]
-        there = [pair for pair in zip(steps, found, strict=True) if pair[0] not in self._gone]
+        found = scores(self._seen, self.criterion) or []
+        there = [
+            (seen.step, value)
+            for seen, value in zip(self._seen, found, strict=True)
+            if seen.step not in self._gone
+        ]
         return max(there, key=lambda pair: pair[1], default=None)
 
     def candidates(self) -> list[int]:
@@ -92,18 +95,22 @@ class StepChoice:
         equals or surpasses in every part never overtakes it.
         """
         return [
-            one["step"]
+            one.step
             for one in self._seen
-            if one["step"] not in self._gone
-            and not any(_never_below(other, one) for other in self._seen if other is not one)
+            if one.step not in self._gone
+            and not any(self._never_below(other, one) for other in self._seen if other is not one)
         ]
 
     def lose(self, step: int) -> None:
         """The step's model is gone: it counts in ranks, but can no longer be the best."""
         self._gone.add(step)
 
+    def _values(self, seen: Evaluated) -> list[Any]:
+        """The value of every part of the criterion."""
+        return [CRITERIA[part](seen) for part in self.parts]
 
-def _never_below(other: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
-    if other["parts"] == one["parts"]:
-        return bool(other["step"] < one["step"])
-    return all(a >= b for a, b in zip(other["parts"], one["parts"], strict=True))
+    def _never_below(self, other: Evaluated, one: Evaluated) -> bool:
+        ours, theirs = self._values(one), self._values(other)
+        if ours == theirs:
+            return other.step < one.step
+        return all(a >= b for a, b in zip(theirs, ours, strict=True))
