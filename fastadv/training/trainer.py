@@ -66,6 +66,8 @@ class Trainer:
         self.capturable = capturable
         built = build_optimizers(model, config, capturable)
         self.optimizers, self.compensations, self.deferred = built
+        # A padded encoder's dropout, and that before the task's head.
+        self._draws_from_pytorch = model.encoder.architecture is None or config.head_dropout > 0
 
     def step(
         self,
@@ -142,8 +144,8 @@ class Trainer:
 
     def task_gradients(self, batch: PackedBatch) -> tuple[Tensor, Gradients]:
         """L_T and its gradient for {θ, W_T, b_T}."""
-        with self._dropout_of("task", batch):
-            loss = self.model.task_loss(batch)
+        with self._dropout_of("task", batch) as seeded:
+            loss = self.model.task_loss(seeded)
         return loss.detach(), self._gradients(loss, "task")
 
     def pooled_draws(
@@ -157,8 +159,8 @@ class Trainer:
         Returns:
             (B_D, H) without a gradient, and (B_G, H) with one.
         """
-        with self._dropout_of("languages", generator_draw):
-            pooled = self.model.pooled(generator_draw, leading=discriminator_draw)
+        with self._dropout_of("languages", generator_draw) as seeded:
+            pooled = self.model.pooled(seeded, leading=discriminator_draw)
         count = len(discriminator_draw)
         return pooled[:count].detach(), pooled[count:]
 
@@ -200,19 +202,21 @@ class Trainer:
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     @contextmanager
-    def _dropout_of(self, encoder_pass: str, batch: PackedBatch | None = None) -> Iterator[None]:
-        """Dropout drawn from (seed, step, pass) alone; the caller's random state is untouched.
+    def _dropout_of(self, encoder_pass: str, batch: PackedBatch) -> Iterator[PackedBatch]:
+        """The batch with what its dropout is drawn from: (seed, step, pass) alone.
 
         The random state of a run is thereby its step count, and a baseline run drops the same
-        units in its task phase as the adversarial run beside it.
+        units in its task phase as the adversarial run beside it. Where dropout is drawn from
+        PyTorch's generator, that begins at the same seed inside, and is as it was afterwards.
         """
-        if batch is not None and batch.seed is not None:
-            # A batch that brought its own, drawn in the same way.
-            yield
+        seed = self.seed_of(encoder_pass, self.step_count)
+        device = batch.input_ids.device
+        if batch.seed is None:
+            own = torch.full((1,), seed, dtype=torch.int64, device=device)
+            batch = replace(batch, seed=own)
+        if not self._draws_from_pytorch:
+            yield batch
             return
-        device = next(self.model.parameters()).device
-        key = (self.config.seed, self.step_count, PASSES.index(encoder_pass))
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         with torch.random.fork_rng(devices=random_devices(device)):
             torch.manual_seed(seed)
-            yield
+            yield batch

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from typing import Any
 import tiny, torch
 from fastadv import AdversarialFinetuner, FinetuneConfig
 torch.set_num_threads(1)
@@ -174,18 +176,26 @@ def test_dropout_is_on_and_depends_on_the_step_alone(model: Path) -> None:
     assert drive(still, range(1)) != first[:1]
 
 
-def test_dropout_differs_by_seed_step_and_pass(model: Path) -> None:
-    drawn = []
+@pytest.mark.parametrize("encoder", ["packed", "padded"])
+def test_dropout_differs_by_seed_step_and_pass(encoder: Any, model: Path) -> None:
+    """Packed, it is drawn from the batch's seed; padded, from PyTorch's generator at that seed."""
+    drawn: list[Any] = []
     for seed in (0, 1):
-        config = FinetuneConfig(max_length=32, seed=seed)
+        config = FinetuneConfig(max_length=32, seed=seed, encoder=encoder)
         tuner = AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
         for step in (0, 1, 2):
             tuner.trainer.step_count = step
             for encoder_pass in ("task", "languages"):
-                before = torch.get_rng_state()
-                with tuner.trainer._dropout_of(encoder_pass):
-                    drawn.append(tuple(torch.rand(4).tolist()))
+                before, batch = torch.get_rng_state(), tuner.collate(tiny.ENGLISH[:2])
+                with tuner.trainer._dropout_of(encoder_pass, batch) as seeded:
+                    assert int(seeded.seed) == tuner.trainer.seed_of(encoder_pass, step)
+                    if encoder == "packed":
+                        drawn.append(int(seeded.seed))
+                        assert torch.equal(torch.get_rng_state(), before)
+                    else:
+                        drawn.append(tuple(torch.rand(4).tolist()))
                 assert torch.equal(torch.get_rng_state(), before)
+                assert batch.seed is None
     assert len(set(drawn)) == len(drawn) == 12
 
 

@@ -120,6 +120,26 @@ def test_filled_up_batches_train_as_they_are() -> None:
     assert_close(plain, graphed, rtol=3e-6, atol=3e-7)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_filled_up_batches_drop_the_same_units(dtype: str) -> None:
+    """Masks go by the place of a token: T's tokens, and D's, are where they are without filling
+    up, and a step has one seed however it runs.
+    """
+    graphed, plain, undropped = (
+        tuner_of(on_device, dropout=dropout, precision=dtype)
+        for on_device, dropout in ((True, 0.3), (False, 0.3), (False, 0.0))
+    )
+    for tuner in (graphed, plain, undropped):
+        # As it is after training: at first its scores are all but 0.
+        tuner.model.discriminator.weight.data.mul_(100)
+    found = one_step(graphs_of(graphed), graphed, 0)
+    wanted, other = (tuner.step(*batches(tuner, 0)) for tuner in (plain, undropped))
+    for name in ("task", "discriminator"):
+        # Sums in other blocks round otherwise; other masks would be far off, as without any.
+        assert float(getattr(found, name)) == pytest.approx(getattr(wanted, name), rel=1e-5)
+        assert getattr(other, name) != pytest.approx(getattr(wanted, name), rel=1e-3)
+
+
 def test_preparing_a_graph_trains_nothing() -> None:
     tuner = tuner_of(True, adversarial=True)
     one_step(graphs_of(tuner), tuner, 0)
