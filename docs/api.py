@@ -11,6 +11,7 @@ import pdoc
 PUBLIC = (
     "backends",
     "data",
+    "nn.encoder",
     "nn.packed_encoder",
     "ops",
     "records.discriminator_health",

@@ -352,7 +352,7 @@ class AdversarialFinetuner:
     def load_checkpoint(
         self, path: str | os.PathLike[str]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Takes over what `save_checkpoint` wrote, so that going on equals never having stopped.
+        """Takes over what `save_checkpoint` wrote, so that resuming equals never having stopped.
 
         Returns:
             All tensors and state in the file.

@@ -116,6 +116,20 @@ def test_the_table_goes_one_way() -> None:
     TopologicalSorter({room: row.split() for room, row in ALLOWED.items()}).prepare()
 
 
+def test_the_page_shows_this_table() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    _, _, table = text.partition("| room | may import |\n")
+    found = {}
+    for line in table.splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        rooms, allowed = (cell.strip() for cell in line.strip("|").split("|"))
+        for room in rooms.split(", "):
+            found[room] = set() if allowed == "nothing" else set(allowed.split(", "))
+    wanted = {room: set(row.split()) for room, row in ALLOWED.items() if room != "__main__"}
+    assert found == wanted
+
+
 def test_no_file_imports_itself_by_a_detour() -> None:
     assert circle(sources()) is None
 

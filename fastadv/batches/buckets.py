@@ -62,23 +62,23 @@ class Bucket:
             kinds["labels"] = (torch.int64, tokens if self.labels == "tokens" else sequences)
         if self.languages:
             kinds["english"] = (torch.bool, sequences)
-        found, place = {}, 0
+        found, offset = {}, 0
         for name, (dtype, count) in kinds.items():
-            found[name] = (dtype, count, place)
-            place += -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+            found[name] = (dtype, count, offset)
+            offset += -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         return found
 
     @property
     def size(self) -> int:
         """Bytes of a batch."""
-        dtype, count, place = list(self.fields.values())[-1]
-        return place + -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        dtype, count, offset = list(self.fields.values())[-1]
+        return offset + -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
         """The tensors in a buffer (size,) uint8."""
         return {
-            name: buffer[place : place + count * dtype.itemsize].view(dtype)
-            for name, (dtype, count, place) in self.fields.items()
+            name: buffer[offset : offset + count * dtype.itemsize].view(dtype)
+            for name, (dtype, count, offset) in self.fields.items()
         }
 
     def batch(self, buffer: Tensor) -> PackedBatch:

@@ -31,7 +31,7 @@ class PackedBert(nn.Module):
         model: The bare encoder (`BertModel`, `RobertaModel`, ...), changed in place. Weights of
             fewer than 32 bits become float32.
         dtype: What the matrix products read: float32, bfloat16, float16 or float64. Weights,
-            sums and what runs past the products are float32 (float64 for float64).
+            sums and what runs past them are float32 (float64 for float64).
         backend: Backend of the operations; None for the default.
 
     The word table's gradient is dense, or, where `embeddings.word.sparse` is set, sparse over the

@@ -52,7 +52,7 @@ class BestFolder:
                 _remove(path)
 
     def resume(self, choice: StepChoice) -> None:
-        """Before a run goes on, with the evaluations up to its checkpoint in the choice.
+        """Before a run is resumed, with the evaluations up to its checkpoint in the choice.
 
         Raises:
             OSError: See `update`.

@@ -93,7 +93,7 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None] | None:
         if not previous.exists():
             raise
         _check(previous)
-        return previous, f"{error}; going on from the one before it, {previous.name}"
+        return previous, f"{error}; resuming from the one before it, {previous.name}"
     return path, None
 
 

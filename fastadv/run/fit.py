@@ -39,7 +39,7 @@ Prepared = tuple[Batches, HostStep | None, dict[str, int]]
 
 
 class Run(Loop[Prepared]):
-    """One call of `fit`: everything that changes while it goes on.
+    """One call of `fit`: everything that changes during it.
 
     Args:
         trained: The finetuner.
@@ -213,7 +213,7 @@ class Run(Loop[Prepared]):
         if there and not resume:
             raise ValueError(
                 f"{self.folder}: found {there[0]} of another run, expected a new folder, or "
-                "resume=True to go on with it"
+                "resume=True to resume it"
             )
         self.restore()
         # Before the file: a tracker that cannot start leaves a folder that a run can start in.

@@ -50,7 +50,7 @@ class LossMeter:
         draw_d: PackedBatch | None = None,
         draw_g: PackedBatch | None = None,
     ) -> None:
-        for place, field in enumerate(NAMES.values()):
+        for index, field in enumerate(NAMES.values()):
             value = getattr(losses, field)
             if value is not None:
                 weight = 1
@@ -58,8 +58,8 @@ class LossMeter:
                     # Batches by a budget of word pieces differ in size: a share needs its whole.
                     weight = len(draw_d)
                 counts = torch.isfinite(value) if self.skip_nonfinite else value.new_ones(())
-                self.sums[0, place] += torch.where(counts.bool(), value * weight, 0.0)
-                self.sums[1, place] += counts * weight
+                self.sums[0, index] += torch.where(counts.bool(), value * weight, 0.0)
+                self.sums[1, index] += counts * weight
         for batch in (labeled, draw_d, draw_g):
             if batch is not None:
                 self._examples += int(batch.num_examples)

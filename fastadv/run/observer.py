@@ -1,4 +1,4 @@
-"""What looks at a model while a run goes on, beyond scores on labelled data."""
+"""What looks at a model during a run, beyond scores on labelled data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that a run must keep so that going on equals never having stopped."""
+"""All that a run must keep so that resuming equals never having stopped."""
 
 from __future__ import annotations
 

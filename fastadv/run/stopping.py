@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a run goes on."""
+"""SIGINT and SIGTERM during a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Choosing a step of a run without labels in the target language.
 
 The paper (Keung, Lu and Bhardwaj, EMNLP 2019, section 3.1) chooses on English dev and leaves open
-what would choose better. `signals` are measured on unlabelled text while a run goes on, a small
+what would choose better. `signals` are measured on unlabelled text during a run, a small
 function and a module each; `criteria` turn them into a step.
 """
 

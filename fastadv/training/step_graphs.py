@@ -73,10 +73,10 @@ class HostBatches:
 
     def on(self, buffer: Tensor) -> list[PackedBatch]:
         """The batches in a copy of the buffer, on any device."""
-        found, place = [], 0
+        found, offset = [], 0
         for bucket in self.buckets:
-            found.append(bucket.batch(buffer[place : place + bucket.size]))
-            place += bucket.size
+            found.append(bucket.batch(buffer[offset : offset + bucket.size]))
+            offset += bucket.size
         return found
 
 
@@ -153,11 +153,11 @@ class StepGraphs:
             buckets = [replace(bucket, **largest) for bucket in buckets]
         size = sum(bucket.size for bucket in buckets)
         buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pins_memory(self._device))
-        seed, place = self.trainer.seed_of(encoder_pass, step), 0
+        seed, offset = self.trainer.seed_of(encoder_pass, step), 0
         for bucket, batch in zip(buckets, batches, strict=True):
-            fill(bucket, batch, seed, buffer[place : place + bucket.size], kind.padding_idx,
+            fill(bucket, batch, seed, buffer[offset : offset + bucket.size], kind.padding_idx,
                  kind.position_padding_idx is not None)  # fmt: skip
-            place += bucket.size
+            offset += bucket.size
         return HostBatches(tuple(buckets), buffer)
 
     def step(self, prepared: HostStep) -> StepLosses:
