@@ -162,9 +162,9 @@ def make_step_scalars(
     weight_decay: float,
     grad_scale: float,
 ) -> Tensor:
-    """(10,) float64 on the device of `like`: beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 -
-    beta1^t), 1 / sqrt(1 - beta2^t), eps, lr weight_decay, grad_scale, and 1, which stands for a
-    step that is taken; 0 would skip it.
+    """(10,) float64 on the device of `like`: beta1, 1 - beta1, beta2, 1 - beta2,
+    lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, lr weight_decay, grad_scale, and 1, which stands
+    for a step that is taken; 0 would skip it.
 
     A tensor, because Triton rounds plain numbers to float32.
     """

@@ -1,7 +1,7 @@
 """Adam on rows of a table, and the steps that rows missed, in Triton.
 
 The missed steps of a row are added up term by term: a GPU has the arithmetic for it, and a
-    quadrature would save no memory traffic (docs/adr/0009).
+quadrature would save no memory traffic (docs/adr/0009).
 """
 
 # Annotations cannot express the Triton types of a kernel's arguments.

@@ -92,7 +92,7 @@ def run(options: Namespace) -> None:
 
 
 def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+    """The line after a signal: what happened and the command that resumes the experiment."""
     return f"{one_line(stop)}; go on with: {shlex.join(['fastadv', *given])}"
 
 

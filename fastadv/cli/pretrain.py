@@ -103,7 +103,7 @@ def run(options: Namespace) -> None:
 
 
 def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+    """The line after a signal: what happened and the command that resumes the run."""
     said, output = one_line(stop), Path(options.output)
     if not any(output.glob("checkpoint*.safetensors")):
         return f"{said}; there is no checkpoint yet, the same command begins anew"

@@ -131,7 +131,7 @@ def run(options: Namespace) -> None:
 
 
 def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+    """The line after a signal: what happened and the command that resumes the run."""
     said, output = one_line(stop), Path(options.output)
     if not has_begun(output):
         return f"{said}; nothing was done yet, the same command begins anew"
@@ -143,7 +143,7 @@ def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) 
 def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The arguments of `fit` that are data, and the labels of the training file.
 
-    `test` may be no option of the command.
+    The command need not have the option `test`.
     """
     from fastadv.tasks.registry import task_of
 
@@ -171,7 +171,7 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
 
 
 def _is_read_once(path: str) -> bool:
-    """Whether it is standard input or a pipe: labels and twin would find it empty."""
+    """Whether it is standard input or a pipe, which a second reader would find empty."""
     return path == "-" or Path(path).is_fifo()
 
 

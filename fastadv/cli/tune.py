@@ -90,7 +90,7 @@ def run(options: Namespace) -> None:
     resolved = config.resolved(options.task)
     searched = RATES if config.adversarial else RATES[:1]
     centre = {name: float(getattr(resolved, name)) for name in searched}
-    # Refused here, before anything is written.
+    # Wrong options are refused here, before anything is written.
     propose([], centre, options.span, config.seed, options.startup)
     hush(options.quiet)
     data, labels = data_and_labels(options)
@@ -112,7 +112,7 @@ def run(options: Namespace) -> None:
 
 
 def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+    """The line after a signal: what happened and the command that resumes the search."""
     resumed = [*given] if "--resume" in given else [*given, "--resume"]
     if not (Path(options.output) / "tune.json").exists():
         resumed = [*given]
