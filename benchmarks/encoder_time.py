@@ -1,13 +1,13 @@
 """Times the encoder's forward pass alone (evaluation, no gradients) against transformers'.
 
-All sequences are of one length, so that there is nothing to pad: what is left is how fast the same
-arithmetic is done. Every way has bfloat16 products: ours; transformers under autocast over float32
-weights, as in training; transformers with its weights cast to bfloat16; with --compile, these two
-under torch.compile as well. Results are compared with transformers in float32 first, and the ratio
-of a result that is wrong is not printed.
+All sequences have one length, so that there is no padding: what is left is how fast the same
+arithmetic is done. Every way multiplies matrices in bfloat16: ours; transformers under autocast
+over float32 weights, as in training; transformers with its weights cast to bfloat16; with
+--compile, these two under torch.compile as well. Results are first compared with transformers in
+float32, and no ratio is printed for a wrong result.
 
-This is a script and no pytest benchmark, since ratios are medians over pairs: the ways must take
-turns, and share one model.
+This is a script, not a pytest benchmark, because ratios are medians over pairs: the ways must take
+turns and share one model.
 
 python benchmarks/encoder_time.py --model-size mbert --lengths 128 --batch-sizes 1,8,64
 """
@@ -39,12 +39,12 @@ from fastadv.batches.tokenized import TokenSequence
 from fastadv.nn.packed_encoder import PackedBert
 
 OURS, AUTOCAST, CAST = "ours", "autocast", "bfloat16"
-# Ours rounds where transformers under autocast does, and two sums of roundings of one size are as
-# likely to differ by a factor of two.
+# Ours rounds where transformers under autocast does. Sums of equally many roundings may differ by a
+# factor of two.
 OWN_LIMIT = 2.0
-# Of transformers' error: bfloat16 rounds by 2^-9 at most, and a model cast to it rounds eight
-# results and more in every layer, whose errors add up like random steps. What is wrong is wrong
-# by 1.
+# The limit for transformers' error: bfloat16 rounds by at most 2^-9, and a model cast to it rounds
+# at least eight results in every layer, whose errors add up like random steps. A wrong result has
+# an error of 1.
 ROUNDING, ROUNDINGS = 2.0**-9, 8
 
 Work = Callable[[], Tensor]
@@ -137,7 +137,7 @@ def _measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any
 def ways(
     exact: PreTrainedModel, device: torch.device, backend: str | None, compiled: bool
 ) -> dict[str, Way]:
-    """Ours and transformers', over the weights of `exact`; only the cast ones are a second copy."""
+    """Ours and transformers', over the weights of `exact`; only the cast model is a second copy."""
     encoder = PackedBert(exact, torch.bfloat16, backend).eval()
 
     def ours(ids: Tensor) -> Work:
@@ -154,7 +154,7 @@ def ways(
 
 
 def transformers(model: PreTrainedModel, autocast: bool) -> Way:
-    """Without a mask, which lets its attention take the shortest way."""
+    """Runs without a mask, which lets transformers' attention take the fastest path."""
 
     def way(ids: Tensor) -> Work:
         def work() -> Tensor:
@@ -178,12 +178,12 @@ def _compiled(model: PreTrainedModel) -> PreTrainedModel:
 def compare(
     exact: PreTrainedModel, found: Mapping[str, Way], ids: Tensor, rounds: int
 ) -> dict[str, Any]:
-    """Errors, and where none is too large times, of all ways over one batch.
+    """The errors of all ways over one batch and, if none is too large, their times.
 
     Returns:
         batch_size, length, tokens, and by way: errors (relative to the float32 result, in the
-        Euclidean norm); passed; then seconds (medians), runs, and of the ways that are not ours
-        ratios (medians of pairs, theirs / ours) and, for ours, tflops.
+        Euclidean norm); passed; then seconds (medians), runs, ratios for the ways that are not ours
+        (medians of pairs, theirs / ours) and tflops for ours.
     """
     wanted = transformers(exact, False)(ids)()
     works = {name: way(ids) for name, way in found.items()}
@@ -195,7 +195,7 @@ def compare(
         "length": ids.shape[1],
         "tokens": ids.numel(),
         "errors": errors,
-        # Not "larger than": that is false of what is no number.
+        # Not "larger than": that is false for NaN.
         "passed": all(errors[name] <= limits[name] for name in errors),
     }
     if not row["passed"]:
@@ -222,7 +222,7 @@ def _error(result: Tensor, wanted: Tensor) -> float:
 def interleaved(
     works: Mapping[str, Work], device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each, in turn; who goes first changes from round to round."""
+    """Seconds of each, in turn; which one goes first changes from round to round."""
     names = list(works)
     runs: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-1, rounds):
@@ -233,7 +233,7 @@ def interleaved(
             while graphs_compiled() > graphs:
                 graphs = graphs_compiled()
                 taken = seconds(works[name], device)
-            # The round before the first warms caches up.
+            # The round before the first warms up the caches.
             if number >= 0:
                 runs[name].append(taken)
     return runs

@@ -1,9 +1,9 @@
 """Builds, tests and measures everything on a machine with an NVIDIA GPU: `make gpu-check`.
 
-Uses the Python that runs it, with torch for CUDA, transformers, triton, pytest and nvcc already
-there; downloads nothing. Each part has a time limit of its own, all have nine minutes together, a
-part that fails or is missing does not stop the next, and after every part
-benchmarks/results/<gpu>.json holds what is known. What is worth most comes first.
+Uses the Python that runs it, in which torch for CUDA, transformers, triton, pytest and nvcc are
+already installed; downloads nothing. Each part has a time limit, and all parts together have nine
+minutes. A part that fails or is missing does not stop the next, and after every part
+benchmarks/results/<gpu>.json holds what is known. The most valuable parts come first.
 
 Only the standard library is used here, so that a broken installation can still be reported.
 """
@@ -39,13 +39,13 @@ from gpu_results import (
 )
 
 RESULTS = ROOT / "benchmarks" / "results"
-# What is kept of what a part printed.
+# How much of a part's output is kept, in characters.
 TAIL = 6000
-# Seconds for everything, and the fewest that a part is worth starting in.
+# Seconds for everything, and the fewest seconds left in which a part is started.
 BUDGET = 538.0
 LEAST = 5.0
 
-# Of an optional part.
+# The statuses of an optional part that do not count as a failure.
 _NOT_FAILED = ("passed", "missing", "timed out", "skipped")
 
 Parser = Callable[[Path, str], dict[str, Any]]
@@ -56,14 +56,14 @@ class Part:
     """One thing to do.
 
     Attributes:
-        name: Of the part.
+        name: The name of the part.
         command: Program and arguments; "{file}" in them is where it writes what `parse` reads.
         limit: Seconds until it is stopped.
-        parse: From that file (which may not exist) and the output to results; raises ValueError
+        parse: Makes results of that file (which may not exist) and the output; raises ValueError
             where they do not say that all is well.
-        stretches: It may take what is left of the limits of the parts before it, too.
-        optional: Only a part that ran and failed counts, not one that is missing or ran too long.
-        environment: Variables of its own.
+        stretches: The part may also use the time that the parts before it left over.
+        optional: The part fails only if it ran and failed, not if it is missing or ran too long.
+        environment: Environment variables for this part.
     """
 
     name: str
@@ -82,7 +82,7 @@ def main(results: Path = RESULTS, make_parts: Callable[[], list[Part]] | None = 
     if gpu is None:
         print("There is no NVIDIA GPU here (nvidia-smi finds none), so nothing was checked.")
         return 2
-    # Triton compiles, and sees the card; whatever this shell says about its interpreter.
+    # Triton must compile for the card, even if this shell sets its interpreter.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TORCH_CUDA_ARCH_LIST": gpu["capability"], "PYTHONUNBUFFERED": "1"}
     environment.setdefault("MAX_JOBS", str(os.cpu_count() or 2))
@@ -95,12 +95,13 @@ def main(results: Path = RESULTS, make_parts: Callable[[], list[Part]] | None = 
 
 
 def parts() -> list[Part]:
-    """Everything, what is worth most first; the limits sum to 538 seconds."""
+    """Everything, the most valuable first; the limits sum to 538 seconds."""
     python = sys.executable
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
     install += ["--disable-pip-version-check", "-e", "."]
     report = "from fastadv.environment import report; print(report())"
-    # What runs on the card has "cuda" in its name; the compile check is what "install" just did.
+    # Tests that run on the card have "cuda" in their names; "install" has just done the compile
+    # check.
     tests = [*_pytest(), "--continue-on-collection-errors", "-k", "cuda and not test_cuda_compile"]
     return [
         Part("install", install, 100),
@@ -109,15 +110,15 @@ def parts() -> list[Part]:
         *(_step_part(f"step {shape}", shape, "b0,b2", 65) for shape in ("ner", "news")),
         *_bench_parts(),
         *_sanitizer_parts(),
-        # Compiling takes minutes, so that a stop costs nothing but this, and the second may find
-        # what the first has compiled.
+        # Compiling takes minutes, so these come last: a stop loses nothing else, and the second may
+        # find what the first has compiled.
         *(_step_part(f"step {shape} b1", shape, "b1", 26) for shape in ("ner", "news")),
     ]
 
 
 def gpu_tests() -> list[str]:
-    """Test files relative to the repository: of operations, and all others that name "cuda"."""
-    # Operations' tests have their devices from a module that they share.
+    """The operations' test files and all others that name "cuda", relative to the repository."""
+    # The operations' tests get their devices from a shared module.
     paths = [
         p
         for p in ROOT.glob("tests/**/test_*.py")
@@ -127,8 +128,8 @@ def gpu_tests() -> list[str]:
 
 
 def _pytest() -> list[str]:
-    # Plugins that may be missing: without them their settings in pyproject.toml are only warned
-    # of, and the limit here takes the place of the one for each test.
+    # Plugins may be missing: without them their settings in pyproject.toml only cause warnings, and
+    # the part's limit replaces the limit of each test.
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
 
 
@@ -139,7 +140,7 @@ def _step_part(name: str, shape: str, baselines: str, limit: float) -> Part:
 
 
 def _bench_parts() -> list[Part]:
-    """A file a part: pytest-benchmark writes its results at the end only."""
+    """One file per part: pytest-benchmark writes its results only at the end."""
     paths = sorted(ROOT.glob("benchmarks/ops/bench_*.py"))
     paths = [p for p in paths if p.stem != "bench_common"]
     command = [*_pytest(), "-k", "cuda", "--benchmark-only", "--benchmark-json={file}"]
@@ -151,12 +152,12 @@ def _bench_parts() -> list[Part]:
 
 
 def _sanitizer_parts() -> list[Part]:
-    """The native kernels on inputs small enough to be watched access by access."""
+    """The native kernels on inputs small enough to check every access."""
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     files = [name for name in gpu_tests() if "/ops/" in name]
     files = [name for name in files if "def test_by_hand" in (ROOT / name).read_text()]
     tests = [*_pytest(), "-k", "cuda and test_by_hand and not triton", *files]
-    # PyTorch's cache hands out parts of larger allocations, whose ends no checker knows.
+    # PyTorch's cache hands out parts of larger allocations, whose bounds no checker knows.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return [
         Part(
@@ -181,7 +182,7 @@ def run_parts(
 ) -> bool:
     """Runs every part until `end` (of time.monotonic), writes `target` after each, prints a table.
 
-    Returns whether all passed; an optional part counts only if it failed.
+    Returns whether all parts passed; an optional part counts only if it failed.
     """
     report: dict[str, Any] = {**facts, "parts": {}}
     start, promised, passed = time.monotonic(), 0.0, True
@@ -203,8 +204,8 @@ def run_parts(
 
 
 def run_part(part: Part, environment: Mapping[str, str], limit: float) -> dict[str, Any]:
-    """Status ("passed", "failed", "timed out", "missing" or "skipped" where there is no time left
-    for it), seconds, results and output's end.
+    """Status ("passed", "failed", "timed out", "missing", or "skipped" where no time is left for
+    it), seconds, results and the end of the output.
     """
     start = time.monotonic()
     if limit < min(LEAST, part.limit):
@@ -217,14 +218,14 @@ def run_part(part: Part, environment: Mapping[str, str], limit: float) -> dict[s
         output = log.read_text(errors="replace")
         found: dict[str, Any] = {"status": status, "exit": code}
         try:
-            # Also of a part that failed: how many tests did pass is worth knowing.
+            # For a failed part too: it is worth knowing how many tests passed.
             found["results"] = part.parse(file, output)
         except (ValueError, KeyError, OSError, SyntaxError) as error:
-            # SyntaxError is how ElementTree says that a report was cut off.
+            # ElementTree raises SyntaxError for a truncated report.
             found["results"], found["error"] = {}, str(error)
             found["status"] = "failed" if status == "passed" else status
         found["seconds"] = round(time.monotonic() - start, 1)
-        # A part that passed has said what matters in its results.
+        # The results of a part that passed say what matters.
         found["tail"] = "" if found["status"] == "passed" else output[-TAIL:]
     return found
 
@@ -258,14 +259,14 @@ def _run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # The whole session: compilers and workers would go on using the machine.
+    # Ends the whole session: compilers and workers would otherwise keep using the machine.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _write(target: Path, report: Mapping[str, Any]) -> None:
-    # Whoever stops this half-way finds the last whole file.
+    # If this is stopped half-way, the last complete file stays.
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n")
     partial.replace(target)

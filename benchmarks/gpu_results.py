@@ -1,4 +1,4 @@
-"""What gpu_check.py knows of the machine, and what its parts leave behind, as results."""
+"""What gpu_check.py knows about the machine, and results made of what its parts leave behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_gpu() -> dict[str, str] | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of what is compared; None where a package is missing."""
+    """The versions of Python and of the compared packages; None where a package is missing."""
     code = (
         "import importlib.metadata as m, json, platform\n"
         "found = {'python': platform.python_version()}\n"
@@ -51,7 +51,7 @@ def versions() -> dict[str, str | None]:
 
 def commit() -> str | None:
     """The commit checked out, with "+" if files differ from it; None outside a repository."""
-    # Without optional locks `status` only reads: someone may be committing.
+    # Without optional locks `status` only reads: a commit may be in progress.
     git = ["git", "--no-optional-locks"]
     head = _output([*git, "rev-parse", "HEAD"])
     if head is None:
@@ -61,12 +61,12 @@ def commit() -> str | None:
 
 
 def slug(name: str) -> str:
-    """A GPU's name as a file's: "NVIDIA H100 80GB HBM3" is "nvidia-h100-80gb-hbm3"."""
+    """A GPU's name as a file name: "NVIDIA H100 80GB HBM3" becomes "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "gpu"
 
 
 def _output(command: Sequence[str]) -> str | None:
-    """What a short command prints; None if it fails, is missing, or prints nothing."""
+    """What a short command prints; None if it fails, is missing or prints nothing."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -79,7 +79,7 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def parse_text(path: Path, output: str) -> dict[str, Any]:
-    """What the part printed, by line."""
+    """What the part printed, line by line."""
     return {"lines": output.splitlines()}
 
 
@@ -109,7 +109,7 @@ def parse_junit(path: Path, output: str) -> dict[str, Any]:
 
 
 def parse_benchmarks(path: Path, output: str) -> dict[str, Any]:
-    """Median seconds, and what else the benchmark noted, by its name.
+    """Median seconds and what else each benchmark noted, by the benchmark's name.
 
     Raises:
         ValueError: There is no measurement, or nothing to measure with.
@@ -145,10 +145,10 @@ def parse_sanitizer(path: Path, output: str) -> dict[str, Any]:
 
 
 def parse_step(path: Path, output: str) -> dict[str, Any]:
-    """The result of step_time.py for one shape, as it is.
+    """The result of step_time.py for one shape, unchanged.
 
     Raises:
-        ValueError: There is none, or it holds no time.
+        ValueError: There is no result, or it holds no time.
     """
     if not path.is_file():
         raise ValueError("found no report of step_time.py, expected one")

@@ -1,11 +1,11 @@
-"""How far Adam's arithmetic strays from float64, with the rows that real text reads.
+"""How far Adam's arithmetic strays from float64, on the rows that real text reads.
 
 Two Adams, T and G, take turns over one embedding table at the paper's rates, 2e-6 and 2e-8. Their
-batches are real paragraphs; the gradients of the rows that these read are random, of scales from
-1e-3 down to 1e-9, where Adam's eps decides. Weights start near 0.9 (where layer-norm gains are),
-near 0.3 and near 0.04. Each system ends with a displacement from the start; its error is that to
-the displacement of two dense `torch.optim.Adam` in float64, relative to the latter, in norm, over
-all rows that were ever read.
+batches are real paragraphs. The gradients of the rows in a batch are random, with scales from 1e-3
+down to 1e-9, where Adam's eps decides. Weights start near 0.9 (like layer-norm gains), near 0.3 and
+near 0.04. Each system ends with a displacement from the start. Its error is the norm of the
+difference from the displacement of two dense `torch.optim.Adam` in float64, relative to the norm of
+the latter, over all rows that were ever read.
 
 python benchmarks/optimiser_error.py --data DIR --plot FILE.png --json FILE.json
 """
@@ -36,7 +36,7 @@ RATES = (2e-6, 2e-8)
 BETAS, EPS = (0.9, 0.999), 1e-8
 WEIGHTS = (0.9, 0.3, 0.04)
 SCALES = (1e-3, 1e-5, 1e-7, 1e-9)
-# One column a pair of a weight and a gradient's scale, so often.
+# Columns for each pair of a weight and a gradient's scale.
 REPEATS = 2
 BATCH, LONGEST = 16, 128
 
@@ -49,7 +49,8 @@ GROUPS: dict[str, list[int]] = {
 
 @dataclass
 class Event:
-    """One optimiser's step: who (T is 0, G is 1), on which rows, ascending, with what gradients."""
+    """One optimiser's step: which (T is 0, G is 1), on which ascending rows, with which
+    gradients."""
 
     owner: int
     rows: Tensor
@@ -57,7 +58,7 @@ class Event:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all systems over the same steps; 0, or 2 if it cannot."""
+    """Runs all systems over the same steps; returns 0, or 2 if it cannot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def batches(data: Path, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of every iteration the ids of T's batch, English, and of G's, English and all others."""
+    """For every iteration the ids of T's batch, English, and of G's, English and all others."""
     tokenizer = make_tokenizer(None, data)
     languages = sorted(p.name.removesuffix(".txt.xz") for p in (data / "text").glob("*.txt.xz"))
     others = [language for language in languages if language != "en"]
@@ -98,14 +99,14 @@ def batches(data: Path, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def paragraphs(path: Path) -> Iterator[str]:
-    """The file's lines, from the start again at its end."""
+    """The file's lines, starting again at its end."""
     while True:
         with lzma.open(path, "rt", encoding="utf-8") as file:
             yield from (line.strip() for line in file if line.strip())
 
 
 class System:
-    """A way to do the steps; `value` is the table, exactly, without changing anything."""
+    """A way to take the steps; `value` is the exact table, and reading it changes nothing."""
 
     def step(self, event: Event, lr: float) -> None: ...
 
@@ -151,7 +152,7 @@ class Dense(System):
 
 
 class HighAndLow(Dense):
-    """The same with weights as bfloat16 and a float32 remainder, the other way to 33 bits."""
+    """The same with weights as bfloat16 and a float32 remainder, another way to get 33 bits."""
 
     def __init__(self, start: Tensor) -> None:
         super().__init__(start)
@@ -159,7 +160,7 @@ class HighAndLow(Dense):
         self.low = (start - self.high.double()).float()
 
     def step(self, event: Event, lr: float) -> None:
-        # The step from a weight of zero is the displacement itself.
+        # With a weight of zero, the step is the displacement itself.
         self.table.zero_()
         self.compensation.zero_()
         super().step(event, lr)
@@ -173,7 +174,7 @@ class HighAndLow(Dense):
 
 
 class Deferred(System):
-    """`HostEmbedding`: rows are made up when they are read."""
+    """`HostEmbedding`: rows catch up when they are read."""
 
     def __init__(self, start: Tensor) -> None:
         table = Parameter(start.float())
@@ -202,7 +203,7 @@ SYSTEMS: dict[str, Callable[[Tensor], System]] = {
 
 
 def measure(data: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Errors by system and group at some steps."""
+    """Errors by system and group at some of the steps."""
     drawn = list(batches(data, steps))
     # Rows that no batch reads never move, in any system.
     ids = np.unique(np.concatenate([part for pair in drawn for part in pair]))
@@ -252,7 +253,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Errors over steps, a panel a group."""
+    """Errors over steps, one panel per group."""
     import matplotlib
 
     matplotlib.use("Agg")

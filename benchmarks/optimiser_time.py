@@ -1,13 +1,14 @@
 """Times the two optimisers over θ, T's and G's, with all handling of the word table's gradient.
 
-Ours: what the step does between its passes: rows made up before they are read, the check of the
-gradients, both updates, the products' layouts written anew. Against two fused `torch.optim.Adam`
-over the same weights, which need a dense gradient of the table: zeros, and the rows that were read,
-in new memory, as a backward pass without a pool has it, or in a buffer that is kept. All get the
-same gradients of the same batches; they take turns, and who goes first changes.
+Ours is what a step does between its passes: rows catch up before they are read, gradients are
+checked, both updates run, and the layouts for the matrix products are rewritten. The baseline is
+two fused `torch.optim.Adam` over the same weights. They need a dense gradient of the table, zeros
+plus the rows that were read: either in new memory, as in a backward pass without a pool, or in a
+buffer that is kept. All get the same gradients of the same batches; they take turns, and which one
+goes first changes.
 
-Last, ours in a thread beside both passes' gradients, against one after the other: what could be
-hidden by updating a layer while the rest of the backward pass runs.
+Last, ours runs in a thread next to the gradients of both passes, and after them: the difference is
+what could be hidden by updating a layer while the rest of the backward pass runs.
 
 python benchmarks/optimiser_time.py --data DIR
 """
@@ -38,12 +39,12 @@ OURS, BARE = "ours", "ours, no layouts"
 FUSED, KEPT, PACKED = "torch fused", "torch, buffer kept", "torch kept, layouts"
 CPU = torch.device("cpu")
 Batches = tuple[PackedBatch, ...]
-# Gradients of a phase, and the sums of squares that came with them.
+# Gradients of a phase, and the sums of squares computed with them.
 Known = tuple[Gradients, dict[str, Tensor]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs every shape; 0, or 2 if it cannot."""
+    """Runs every shape; returns 0, or 2 if it cannot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +88,7 @@ class Fused:
             self._weights[name].grad = None
 
     def pack(self) -> None:
-        """The layouts that the products read, of every matrix."""
+        """The layouts that the matrix products read, of every matrix."""
         for name, weight in self._weights.items():
             if is_matrix(name, weight):
                 torch.ops.fastadv.linear_pack(weight.detach(), torch.bfloat16)
@@ -104,13 +105,13 @@ def is_matrix(name: str, weight: Tensor) -> bool:
 
 
 def dense(gradient: Tensor, buffer: Tensor | None) -> Tensor:
-    """A gradient over all rows, as a backward pass writes it that knows of no others."""
+    """A gradient over all rows, as a backward pass writes it that does not know which were read."""
     whole = torch.zeros(gradient.shape) if buffer is None else buffer.zero_()
     return whole.index_add_(0, gradient._indices()[0], gradient._values())
 
 
 def ours(trainer: Trainer, batches: Batches, gradients: dict[str, Known]) -> None:
-    """Both updates, and what comes before the passes that they follow."""
+    """Both updates, and the rows' catching up before the passes that they follow."""
     table = trainer.deferred
     assert table is not None
     for phase, drawn in (("task", batches[:1]), ("generator", batches[1:])):
@@ -121,7 +122,7 @@ def ours(trainer: Trainer, batches: Batches, gradients: dict[str, Known]) -> Non
 
 
 def gradients_of(trainer: Trainer, batches: Batches) -> dict[str, Known]:
-    """Of T and G, both at the weights of now."""
+    """The gradients of T and of G, both at the current weights."""
     trainer.model.train()
     task = trainer.task_gradients(batches[0])[-1], trainer.squares()
     _, pooled = trainer.pooled_draws(batches[1], batches[2])
@@ -130,7 +131,7 @@ def gradients_of(trainer: Trainer, batches: Batches) -> dict[str, Known]:
 
 
 def hidden(trainer: Trainer, batches: Batches, gradients: dict[str, Known]) -> tuple[float, float]:
-    """Seconds of gradients and then updates, and of both at once, of unrelated numbers."""
+    """Seconds of gradients and then updates, and of both at once, on unrelated numbers."""
     first, second = trainer.optimizers["task"], trainer.optimizers["generator"]
     names = [i for i, name in enumerate(first.names) if name.startswith("encoder.layers")]
     twins = [torch.nn.Parameter(first.parameters[i].detach().clone()) for i in names]
@@ -158,7 +159,7 @@ def hidden(trainer: Trainer, batches: Batches, gradients: dict[str, Known]) -> t
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of one shape."""
+    """Medians for one shape."""
     tokenizer, shape = tokenizer_of(None, options.data), SHAPES[name]
     encoder = make_encoder(options.model_size, None, len(tokenizer))
     setup = make_setup(encoder, tokenizer, shape, CPU, "auto", None)
@@ -195,7 +196,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             for phase in found:
                 trainer.optimizers[phase]._layouts = layouts if system == OURS else None
             if system == OURS:
-                # Or layouts that another turn left behind would not be written.
+                # Otherwise layouts that another turn left behind would not be rewritten.
                 for weight in list(layouts._made):
                     layouts.rewritten(weight)
             taken = seconds(lambda system=system: work(system), CPU)
@@ -209,8 +210,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def moved_bytes(trainer: Trainer, layouts: bool) -> int:
-    """What both updates must move of the weights but the table: gradient 4, moments 16, weight and
-    compensation 12, and 4 of both layouts of a matrix.
+    """What both updates must move, without the table: 4 for the gradient, 16 for the moments, 12
+    for weight and compensation, and 4 for both layouts of a matrix.
     """
     total = 0
     for phase in ("task", "generator"):
@@ -229,7 +230,7 @@ def report(
     copied: float,
     beside: list[tuple[float, float]],
 ) -> dict[str, Any]:
-    """The numbers, printed."""
+    """Prints the numbers and returns them."""
     step = statistics.median(steps)
     result: dict[str, Any] = {
         "shape": name,

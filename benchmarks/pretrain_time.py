@@ -1,14 +1,14 @@
-"""Tokens a second of a pretraining step against transformers'.
+"""Tokens per second of a pretraining step, compared with transformers'.
 
-Both train the same model from the same weights on the same batches. With --corpus these are of
-real paragraphs, as `fastadv pretrain` draws them; transformers pads them to the longest, and only
-real tokens count. Without it they are blocks of 128 pieces, as transformers' own example cuts text
-regardless of where a paragraph ends, so that there is nothing to pad. 15% is masked.
+Both train the same model from the same weights on the same batches. With --corpus the batches are
+real paragraphs, drawn as `fastadv pretrain` draws them; transformers pads them to the longest, and
+only real tokens count. Without it they are blocks of 128 pieces: transformers' own example cuts
+text this way, regardless of where a paragraph ends, so that there is no padding. 15% is masked.
 
-Ours is `Pretrainer.step`; "transformers" is BertForMaskedLM under autocast to bfloat16 and
-torch.compile with PyTorch's fused AdamW and gradient clipping, which scores all tokens; "masked"
-calls its head on the masked ones alone, which transformers by itself does not. The losses of every
-masked token are compared with float32 first, and no ratio of a result that is wrong is printed.
+Ours is `Pretrainer.step`. "transformers" is BertForMaskedLM under autocast to bfloat16 and
+torch.compile with PyTorch's fused AdamW and gradient clipping; it scores all tokens. "masked" calls
+its head on the masked tokens alone, which transformers by itself does not do. The losses of all
+masked tokens are first compared with float32, and no ratio is printed for a wrong result.
 
 python benchmarks/pretrain_time.py --corpus runs/pretrain/corpus.npz
 """
@@ -42,12 +42,12 @@ from fastadv.pretraining.pretrainer import Pretrainer
 from fastadv.pretraining.vocabulary import train_vocabulary
 
 LENGTH = 128
-# Ours rounds where theirs does; two sums of roundings of one size may differ by a factor of two.
+# Ours rounds where theirs does. Sums of equally many roundings may differ by a factor of two.
 OWN_LIMIT = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 0 if the results were right, 1 if not, 2 if it cannot run."""
+    """Runs the benchmark; returns 0 if the results were right, 1 if not, 2 if it cannot run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -92,7 +92,7 @@ def _measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     for turn in range(options.rounds + 1):
         for name, way in ways.items():
             seconds = _seconds(way, batches, device)
-            # The first one compiles and warms up.
+            # The first turn compiles and warms up.
             if turn:
                 found[name].append(seconds)
     report: dict[str, Any] = {
@@ -135,7 +135,7 @@ def _pretrainer(options: argparse.Namespace, device: torch.device) -> Pretrainer
     words = sentence.split()
     texts = {"en": [" ".join(words[i:] + words[:i]) for i in range(len(words))]}
     tokenizer = train_vocabulary(texts, 200)
-    # The products do not depend on what pieces are called.
+    # The matrix products do not depend on the pieces' names.
     corpus = replace(Corpus.of(texts, tokenizer, LENGTH), vocabulary=options.vocabulary)
     tokenizer = _Sized(tokenizer, options.vocabulary)
     return Pretrainer(corpus, tokenizer, config, device)
@@ -160,7 +160,7 @@ def _batch(options: argparse.Namespace, corpus: Corpus | None, number: int) -> M
 def _blocks(options: argparse.Namespace, seed: int) -> MaskedBatch:
     rng = np.random.default_rng(seed)
     count = options.tokens // LENGTH
-    # Pieces as often as in text: the n-th in proportion to 1 / n.
+    # Pieces as often as in text: the n-th with a frequency proportional to 1 / n.
     share = 1 / np.arange(1, options.vocabulary - 4)
     ids = rng.choice(np.arange(5, options.vocabulary), count * LENGTH, p=share / share.sum())
     masked = np.sort(rng.choice(len(ids), int(0.15 * len(ids)), replace=False))
@@ -179,7 +179,7 @@ def _blocks(options: argparse.Namespace, seed: int) -> MaskedBatch:
 
 
 def _transformers(ours: Pretrainer) -> BertForMaskedLM:
-    """The same weights in transformers' class, of its own memory."""
+    """The same weights in transformers' class, in its own memory."""
     config = copy.deepcopy(ours.model.encoder.config)
     model = BertForMaskedLM(config)
     head, cls = ours.model.task_head, model.cls.predictions
@@ -195,7 +195,7 @@ def _transformers(ours: Pretrainer) -> BertForMaskedLM:
 
 
 def _inputs(batch: MaskedBatch) -> dict[str, Tensor]:
-    """(B, L) ids, and which are no padding where some are."""
+    """(B, L) ids and, where there is padding, which of them are real."""
     ids, mask = batch.pad(0)
     return {"input_ids": ids} if ids.numel() == batch.num_tokens else {
         "input_ids": ids, "attention_mask": mask
@@ -203,7 +203,7 @@ def _inputs(batch: MaskedBatch) -> dict[str, Tensor]:
 
 
 def _places(batch: MaskedBatch) -> Tensor:
-    """(M,) where the masked tokens are among the padded ones."""
+    """(M,) indices of the masked tokens among the padded ones."""
     return batch.padded_indices()[batch.masked]
 
 

@@ -1,15 +1,16 @@
 """Times one whole iteration of Algorithm 1 (T, D, G and their updates) against the baselines.
 
-All systems run in the same process over the same batches in turn. Before anything is timed, each
-is checked against the reference; no ratio is printed for one that fails, and the exit status is 1.
+All systems run in the same process, in turn, over the same batches. Before anything is timed, each
+is checked against the reference; no ratio is printed for one that fails, and the exit status is
+then 1.
 
---json FILE: for one shape the file is its result, an object; for two it is {"results": [one such
-object a shape]}. A result has shape, device, step_seconds {system: median}, ratio_b0, ratio_b1 and
-ratio_b2 (medians of the paired ratios baseline / library; null for a baseline left out),
-floor_fraction (the library's), peak_memory_bytes {system: bytes}, versions, and by system: runs,
-pairs, phases, operations (of one more step, under the profiler: {group: seconds and share};
-step/operations.py), tflops, floor_fractions, compile; further tokens, floor, checks, lengths,
-settings, machine and environment. Where a check failed, nothing that is a time is in it.
+--json FILE: for one shape the file is its result, an object; for two shapes it is {"results": [one
+such object per shape]}. A result has shape, device, step_seconds {system: median}, ratio_b0,
+ratio_b1 and ratio_b2 (medians of the paired ratios baseline / library; null for a baseline left
+out), floor_fraction (the library's), peak_memory_bytes {system: bytes}, versions, and by system:
+runs, pairs, phases, operations (of one more step, under the profiler: {group: seconds and share};
+step/operations.py), tflops, floor_fractions, compile. It also has tokens, floor, checks, lengths,
+settings, machine and environment. Where a check failed, the result holds no times.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from fastadv.backends import BACKENDS
 
 SYSTEMS: tuple[type[System], ...] = (Library, Padded, Compiled, Flash)
 BASELINES = tuple(kind.name for kind in SYSTEMS[1:])
-# What makes B2 fast is for a GPU; on a CPU it is run for whoever asks for it by name.
+# B2 is fast by means of a GPU; on a CPU it runs only if it is asked for by name.
 CPU_BASELINES = ("b0", "b1")
 
 
@@ -167,7 +168,7 @@ def _head(
 def _run(
     name: str, setup: Setup, texts: DrawnTexts | RealTexts, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Checks, and if all pass the times, of one shape."""
+    """The checks of one shape and, if all pass, the times."""
     result = _head(name, setup, texts, options)
     print_head(result)
     kinds = [kind for kind in SYSTEMS if kind.name in (Library.name, *options.baselines)]
@@ -189,7 +190,7 @@ def _run(
     _free(setup.device)
     for kind in (Library, Flash):
         if kind.name in measured and measured[kind.name].peak_memory_bytes is not None:
-            # What graphs hold was allocated while they were captured, not in a step.
+            # The memory that graphs hold was allocated while they were captured, not in a step.
             measured[kind.name].peak_memory_bytes += kind.graph_bytes
     result |= time_rows(measured, least, rates, draws[1:], BASELINES)
     print_times(result)

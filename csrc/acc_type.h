@@ -1,4 +1,4 @@
-// The type that sums are kept in, and that results have: float, for double double.
+// The type of sums and of their results: double for double, float for every other type.
 #pragma once
 
 namespace fastadv {

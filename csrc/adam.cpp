@@ -32,7 +32,8 @@ struct Piece {
   T* weight;
   compensation_t<T>* compensation;
   T *exp_avg, *exp_avg_sq;
-  // Row and rows of a weight (n, k) with layouts; elements of another.
+  // Of a weight (n, k) with layouts these are rows: the first and their number. Otherwise they are
+  // elements.
   int64_t begin, count, n, k;
   uint32_t *forward, *backward;
 
@@ -45,14 +46,14 @@ struct Piece {
     std::vector<BFloat16> low(kPackRows * k);
     for (int64_t row = begin; row < begin + count; row += kPackRows) {
       const int64_t rows = std::min(kPackRows, begin + count - row);
-      // A row at a time, which is still in the first-level cache when it is rounded.
+      // One row at a time: it is still in the first-level cache when it is rounded.
       for (int64_t r = 0; r < rows; ++r) {
         update((row + r) * k, k);
         round_row(reinterpret_cast<const float*>(weight) + (row + r) * k, k, low.data() + r * k);
       }
       pack_rows(low.data(), n, k, row, rows, forward, backward);
     }
-    // Before other threads may read what went past the caches.
+    // Streamed stores must be visible before other threads read them.
     _mm_sfence();
 #endif
   }
@@ -66,7 +67,7 @@ struct Piece {
 
 template <typename T>
 void append_pieces(const Piece<T>& whole, int64_t elements, std::vector<Piece<T>>& pieces) {
-  // Rows come in blocks that the layouts are made of.
+  // Layouts are made of blocks of kPackRows rows, so a piece holds whole blocks.
   const int64_t unit = whole.forward == nullptr ? 1 : kPackRows;
   const int64_t total = whole.forward == nullptr ? elements : whole.n;
   const int64_t width = whole.forward == nullptr ? 1 : whole.k;
@@ -78,8 +79,8 @@ void append_pieces(const Piece<T>& whole, int64_t elements, std::vector<Piece<T>
   }
 }
 
-// A scalar: the norm of all tensors' elements together, float64. Pieces do not depend on the number
-// of threads, nor do their sums.
+// The norm of all tensors' elements together, a float64 scalar. Neither the pieces nor the order of
+// their sums depends on the number of threads.
 at::Tensor gradient_norm_cpu(at::TensorList grads) {
   at::Tensor norm = at::zeros({}, at::dtype(at::kDouble));
   if (grads.empty()) return norm;
@@ -175,7 +176,7 @@ void adam_cpu(at::TensorList weights, at::TensorList compensations, at::TensorLi
 }  // namespace fastadv
 
 // weight - lr * m^ / (sqrt(v^) + eps) - lr * weight_decay * weight, in place. A float32 weight has
-// its low bits in a bfloat16 compensation; layouts of `linear_pack`, where given, are written anew.
+// a bfloat16 compensation; layouts of `linear_pack`, where given, are rewritten.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
       "adam(Tensor(a!)[] weights, Tensor(b!)[] compensations, Tensor[] grads, Tensor(c!)[] "

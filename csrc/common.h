@@ -34,8 +34,8 @@ inline void check_device(const at::Tensor& x, const at::Tensor& like, const char
                     like.device());
 }
 
-// Rows [0, tokens) cut into `batch` sequences: by cu_seqlens (batch + 1,) int32, or, without it,
-// into equal lengths; mask (tokens,) bool says which rows count.
+// Checks rows [0, tokens) that are cut into `batch` sequences: by cu_seqlens (batch + 1,) int32 or,
+// without it, into equal lengths; mask (tokens,) bool says which rows count.
 inline void check_segments(const at::Tensor& like, const std::optional<at::Tensor>& cu_seqlens,
                            const std::optional<at::Tensor>& mask, int64_t batch, int64_t tokens) {
   TORCH_CHECK_VALUE(batch >= 0 && tokens >= 0, "batch and tokens are ", batch, " and ", tokens,

@@ -17,17 +17,17 @@ namespace {
 
 // A task smaller than this costs more to hand to a thread than to do.
 constexpr int64_t kElementsPerTask = 16384;
-// Columns whose maximum is taken before their exponentials: they come from memory once.
+// Columns whose maximum is taken before their exponentials, so that they are read from memory once.
 constexpr int64_t kChunk = 4096;
-// Where exp_of ends, which gives the smallest normal number from here on: taken as 0, so that
-// excluded classes have a gradient of 0, and no product is a slow subnormal one.
+// Below this, exp_of gives the smallest normal number. It is taken as 0 here, so that excluded
+// classes have a gradient of 0 and no product is a slow subnormal number.
 constexpr int kExpEnd = -87;
 
 template <typename T>
 constexpr int kExpBits = 8 * sizeof(T);
 
 // Four maxima side by side, so that the latency of one comparison does not set the pace. NaN is
-// passed over: the sum has it.
+// ignored here: the sum has it.
 template <typename T, typename Acc>
 FASTADV_INLINE void max_of_body(const T* x, int64_t width, Acc* largest) {
   const int64_t quarter = width / 4;
@@ -63,7 +63,7 @@ FASTADV_INLINE void softmax_scaled_body(const T* x, Acc normalizer, Acc scale, i
   for (int64_t j = 0; j < width; ++j) {
     const Acc d = widen(x[j]) - normalizer;
     const Acc p = exp_of<kExpBits<T>>(d);
-    // float64 has no such end. NaN is below nothing, and stays.
+    // float64 has no such limit. NaN compares as not below it, and stays NaN.
     narrow(scale * (sizeof(Acc) == 4 && d < kExpEnd ? Acc(0) : p), out + j);
   }
 }
@@ -73,7 +73,7 @@ template <typename T>
 void forward_row(const T* x, int64_t width, int64_t target, acc_t<T>* normalizer, acc_t<T>* loss) {
   using Acc = acc_t<T>;
   Acc largest = -std::numeric_limits<Acc>::infinity(), sum = 0;
-  // What is subtracted: finite, because -inf less -inf is NaN.
+  // The number to subtract: finite, because -inf minus -inf is NaN.
   Acc base = std::numeric_limits<Acc>::lowest();
   for (int64_t at = 0; at < width; at += kChunk) {
     const int64_t size = std::min(kChunk, width - at);
@@ -88,14 +88,14 @@ void forward_row(const T* x, int64_t width, int64_t target, acc_t<T>* normalizer
   }
   const Acc log_sum = std::log(sum);
   *normalizer = largest + log_sum;
-  // In this order large logits cost no digits.
+  // In this order large logits cost no precision.
   *loss = (largest - widen(x[target])) + log_sum;
 }
 
 template <typename T>
 void backward_row(acc_t<T> grad, const T* x, int64_t width, int64_t target, acc_t<T> normalizer,
                   T* out) {
-  // Read before the row is overwritten, where x is out; p - 1 without cancellation.
+  // Read before the row is overwritten, as x may be out; expm1 gives p - 1 without cancellation.
   const acc_t<T> less_one = std::expm1(widen(x[target]) - normalizer);
   softmax_scaled(x, normalizer, grad, width, out);
   narrow(grad * less_one, out + target);
@@ -167,7 +167,8 @@ void cross_entropy_backward_cpu(const at::Tensor& grad, const std::optional<at::
 }  // namespace fastadv
 
 // normalizers are logsumexp of each row, kept for the backward. Without logits, grad_logits holds
-// them, and is overwritten with their gradient: so no argument that changes is said not to.
+// them and is overwritten with their gradient: this way the schema declares every argument that
+// changes.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
       "cross_entropy(Tensor logits, Tensor targets, Tensor(a!) normalizers, Tensor(b!) losses)"

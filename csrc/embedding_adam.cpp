@@ -1,5 +1,5 @@
-// Adam on the rows of a table that a batch reads, the others' steps deferred: schema and CPU
-// kernels.
+// Adam on the rows of a table that a batch reads; the steps of all other rows are deferred: schema
+// and CPU kernels.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -20,7 +20,7 @@ constexpr int64_t kElementsPerTask = 16384;
 
 FASTADV_SIMD_FUNCTION(adam_row)
 
-// The steps without a gradient that `terms` weights and nodes stand for; then m and v decay.
+// Takes the steps without a gradient that `terms` weights and nodes stand for; then m and v decay.
 template <typename T>
 FASTADV_INLINE void catch_up_row_body(const T* weights, const T* nodes, int64_t terms, T decay1,
                                       T decay2, int64_t width, T* weight,
@@ -142,9 +142,9 @@ void embedding_adam_catch_up_cpu(const at::Tensor& weight,
 }  // namespace fastadv
 
 // `embedding_adam` is `adam` on rows of a table (V, H), each named once and in order, with their
-// gradients (U, H). `embedding_adam_catch_up` does the steps that rows missed: rules (U,) says by
-// which of `deferred_rules` (offsets, weights, nodes), and what powers of beta1 and beta2 (kinds,
-// 2) their moments decay by.
+// gradients (U, H). `embedding_adam_catch_up` takes the steps that rows missed: rules (U,) holds
+// for every row the index of its rule among the `deferred_rules` (offsets, weights, nodes) and of
+// the powers of beta1 and beta2 (kinds, 2) that its moments decay by.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
       "embedding_adam(Tensor(a!) weight, Tensor(b!)? compensation, Tensor(c!) exp_avg,"

@@ -18,7 +18,7 @@ namespace {
 
 // A task smaller than this costs more to hand to a thread than to do.
 constexpr int64_t kElementsPerTask = 16384;
-// The backward holds the gradients of this many parts' rows at a time, which stay in cache.
+// The backward holds the gradients of the rows of this many parts at a time, so they stay in cache.
 constexpr int64_t kPartsAtOnce = 16;
 
 FASTADV_SIMD_FUNCTION(add_widened_row)
@@ -78,8 +78,8 @@ struct Backward {
   int64_t padding_row, position_padding_idx;
   Acc *grad_word, *grad_position;
 
-  // grad_z: the gradients of the rows' sums, from the first row's on; adds their part to sums,
-  // (3, width): gain, bias, token_type.
+  // grad_z gets the gradients of the rows' sums, beginning with row `first`. Adds the rows' part to
+  // sums, (3, width): gain, bias, token_type.
   void rows(int64_t first, int64_t last, Acc* grad_z, Acc* sums) const {
     const int64_t width = tables.width;
     std::vector<Acc> sum(width), total(width), factors(dropout_width(width));
@@ -105,8 +105,8 @@ struct Backward {
     }
   }
 
-  // Adds columns [column, column + columns) of grad_z to the tables' rows, tokens in order: which
-  // thread has which columns does not matter.
+  // Adds columns [column, column + columns) of grad_z to the tables' rows, tokens in order: it does
+  // not matter which thread has which columns.
   void scatter(int64_t first, int64_t last, const Acc* grad_z, int64_t column,
                int64_t columns) const {
     const int64_t width = tables.width;

@@ -1,8 +1,8 @@
-// Products with a weight matrix and their gradients: schema and CPU kernels.
+// Matrix products with a weight and their gradients: schema and CPU kernels.
 //
-// In bfloat16, where the processor has it, weights are laid out once for
-// oneDNN's block products (brgemm.h), and a block of the result is finished
-// while it is in cache. Everything else is ATen's matrix product, tile by tile (serial_matmul.h).
+// In bfloat16, where the processor supports it, weights are laid out once for oneDNN's block
+// products (brgemm.h), and a block of the result is finished while it is in cache. Everything else
+// is ATen's matrix product, tile by tile (serial_matmul.h).
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -32,7 +32,7 @@ FASTADV_SIMD_FUNCTION(add_row)
 FASTADV_SIMD_FUNCTION(bias_gelu_row)
 FASTADV_SIMD_FUNCTION(bias_gelu_backward_row)
 
-// Sums of columns, token after token.
+// Sums of columns, one token after the other.
 template <typename T>
 void column_sums(const T* g, int64_t rows, int64_t n, acc_t<T>* sums) {
   at::parallel_for(0, ceil_div(n, 128), 1, [&](int64_t first, int64_t last) {
@@ -44,7 +44,8 @@ void column_sums(const T* g, int64_t rows, int64_t n, acc_t<T>* sums) {
   });
 }
 
-// The sum of squares of x (rows, n): rows by any thread, their sums in order.
+// The sum of squares of x (rows, n): any thread may take a row, and the rows' sums are added in
+// order.
 template <typename T>
 double sum_of_squares(const T* x, int64_t rows, int64_t n) {
   std::vector<double> sums(rows);
@@ -67,8 +68,7 @@ std::tuple<at::Tensor, at::Tensor> linear_pack_cpu(const at::Tensor& weight_in,
   const int64_t n = weight.size(0), k = weight.size(1);
   if (!packs(dtype, n) || !packs(dtype, k)) {
     const at::Tensor low = weight.to(dtype);
-    // Autograd forbids that an operation returns its argument, or one tensor
-    // twice.
+    // Autograd forbids an operation to return its argument, or one tensor twice.
     return {low.is_same(weight) ? weight.clone() : low, weight.to(dtype).t().contiguous()};
   }
   at::Tensor forward = pooled_empty({n * k}, dtype), backward = pooled_empty({n * k}, dtype);
@@ -120,8 +120,8 @@ void linear_cpu(const at::Tensor& x, const at::Tensor& packed,
 #endif
 }
 
-// The feed-forward's first product with what follows it, block by block: y (if given) as `linear`
-// would give it, activated = gelu(y + bias).
+// The feed-forward's first matrix product and what follows it, block by block: y (if given) as
+// `linear` would give it, activated = gelu(y + bias).
 void linear_gelu_cpu(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& bias,
                      const std::optional<at::Tensor>& y, const at::Tensor& activated) {
   check_dtype(x, at::kBFloat16, "x");
@@ -142,7 +142,7 @@ void linear_gelu_cpu(const at::Tensor& x, const at::Tensor& packed, const at::Te
           [&](int64_t row, int64_t count, int64_t column, int64_t columns, const float* sums) {
             for (int64_t r = 0; r < count; ++r) {
               const int64_t at = (row + r) * n + column;
-              // Without y its rounded values pass through the result's place.
+              // Without y, the result's memory holds the rounded values of y first.
               BFloat16* rounded = kept == nullptr ? out + at : kept + at;
               round_row(sums + r * columns, columns, rounded);
               bias_gelu_row(static_cast<const BFloat16*>(rounded), b + column, columns, out + at);
@@ -151,8 +151,8 @@ void linear_gelu_cpu(const at::Tensor& x, const at::Tensor& packed, const at::Te
 #endif
 }
 
-// The same backward: from the gradient of the second product's result, through its weight, to that
-// of the first's; gelu is computed again.
+// The backward of the same: from the gradient of the second matrix product's result, through its
+// weight, to the gradient of the first one's result; gelu is recomputed.
 void linear_gelu_backward_cpu(const at::Tensor& grad, const at::Tensor& packed, const at::Tensor& x,
                               const at::Tensor& bias, const at::Tensor& grad_x,
                               const at::Tensor& activated, const at::Tensor& grad_bias) {
@@ -173,7 +173,7 @@ void linear_gelu_backward_cpu(const at::Tensor& grad, const at::Tensor& packed, 
   const float* b = bias.const_data_ptr<float>();
   auto* out = grad_x.mutable_data_ptr<BFloat16>();
   auto* again = activated.mutable_data_ptr<BFloat16>();
-  // A sum for each block of rows: the order does not depend on who computes which.
+  // One sum per block of rows: the order does not depend on which thread computes which block.
   std::vector<float> parts(ceil_div(rows, kBlockRows) * n, 0.0f);
   product(grad.const_data_ptr<BFloat16>(), rows, depth, packed.const_data_ptr<BFloat16>(), n,
           [&](int64_t row, int64_t count, int64_t column, int64_t columns, const float* sums) {
@@ -234,9 +234,9 @@ void linear_backward_weight_cpu(const at::Tensor& grad, const at::Tensor& x,
 }  // namespace
 }  // namespace fastadv
 
-// `linear_pack` gives the two layouts of a weight (N, K): for y = x W^T and for
-// grad_x = grad W, each an opaque (N * K,) or a plain matrix. `linear`
-// multiplies by either; outputs are the caller's.
+// `linear_pack` gives the two layouts of a weight (N, K), for y = x W^T and for grad_x = grad W:
+// each is an opaque (N * K,) or a plain matrix. `linear` multiplies by either; outputs are the
+// caller's.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
       "linear_pack(Tensor weight, ScalarType dtype) -> (Tensor forward, "

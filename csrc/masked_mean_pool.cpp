@@ -100,9 +100,9 @@ int64_t counted_rows(const bool* mask, int64_t begin, int64_t end) {
   return count;
 }
 
-// Threads share out column blocks first and sequences second: blocks are equal work however
-// uneven the sequences are. Each element is summed by one thread in row order, so the result does
-// not depend on their number.
+// Threads divide column blocks first and sequences second: blocks are equal work however uneven the
+// sequences are. Each element is summed by one thread in row order, so the result does not depend
+// on the number of threads.
 template <typename T>
 void forward(const T* x, const Segments& segments, const bool* mask, int64_t batch, int64_t tokens,
              int64_t hidden, acc_t<T>* mean, acc_t<T>* counts) {

@@ -1,4 +1,4 @@
-// The module fastadv._C: importing it registers the operations; it tells how it was built.
+// The module fastadv._C: importing it registers the operations, and it says how it was built.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 

@@ -1,7 +1,7 @@
 // Self-attention within each sequence of packed tokens: schema and CPU kernels.
 //
-// A task is one head of one sequence. Scores of a block of queries over all keys are in cache as a
-// whole, so the softmax needs no running maximum.
+// A task is one head of one sequence. The scores of a block of queries over all keys fit in cache,
+// so the softmax needs no running maximum.
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
@@ -26,7 +26,7 @@ struct Packed {
 
   int64_t hidden() const { return heads * dim; }
 
-  // Part 0, 1, 2 of the head's rows in qkv.
+  // The head's rows of part 0, 1 or 2 of qkv.
   template <typename T>
   Rows<T> of_qkv(T* qkv, int64_t item, int part) const {
     const int64_t b = item % batch, head = item / batch;
@@ -41,11 +41,11 @@ struct Packed {
             cu_seqlens[b + 1] - cu_seqlens[b]};
   }
 
-  // Number of (token, head) of the sequence's first token; others are `heads` apart.
+  // The index of (token, head) of the sequence's first token; its other tokens are `heads` apart.
   int64_t first(int64_t item) const { return cu_seqlens[item % batch] * heads + item / batch; }
 };
 
-// Memory that a thread keeps from task to task, as long as the longest needed so far.
+// Memory that a thread keeps from task to task, as long as the longest task so far needed.
 template <typename T>
 class Room {
  public:
@@ -157,7 +157,7 @@ void backward(Products& products, Rooms<Products>& rooms, const Packed& packed, 
                            factors_of(dropout, dropped, keys, rooms.factors), keys, width, scale,
                            saved.lse[row], delta, p + r * width, ds + r * width);
     }
-    // Rows that fill the last block up must add nothing to sums over queries.
+    // Rows that pad the last block must add nothing to sums over queries.
     const int64_t filled = Products::width(count);
     std::fill(p + count * width, p + filled * width, typename Products::Element(0));
     std::fill(ds + count * width, ds + filled * width, typename Products::Element(0));
@@ -169,8 +169,8 @@ void backward(Products& products, Rooms<Products>& rooms, const Packed& packed, 
   store(dv, keys, 0, 2);
 }
 
-// Runs work(products, rooms, item) for every head of every sequence. Heads go outside, so that
-// threads share out sequences of uneven lengths evenly.
+// Runs work(products, rooms, item) for every head of every sequence. The outer loop runs over
+// heads, so that threads divide sequences of uneven lengths evenly.
 template <typename T, typename Work>
 void for_each_head(const Packed& packed, const Work& work) {
   const auto run = [&](auto products, int64_t first, int64_t last) {
@@ -267,7 +267,8 @@ void varlen_attention_backward_cpu(const at::Tensor& grad, const at::Tensor& qkv
 }  // namespace fastadv
 
 // Outputs are the caller's; lse (tokens, heads) keeps the log-sum-exp of the scaled scores for the
-// backward, whose tensors hold the rows with a gradient alone: `leading` tokens stand before them.
+// backward. The tensors of the backward hold only the rows with a gradient: `leading` tokens come
+// before them.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
       "varlen_attention(Tensor qkv, Tensor cu_seqlens, int max_seqlen, int heads, float p,"

@@ -1,11 +1,12 @@
 """Which implementation of an operation runs.
 
-An operation has up to three: "torch" is the reference, plain PyTorch; "native" is the extension
-`fastadv._C`, for CPU and CUDA through PyTorch's dispatcher; "triton" is `fastadv.kernels`.  What
-decides is, in this order: the argument `backend=`, `use_backend(...)`, the environment variable
-FASTADV_BACKEND, and the table DEFAULTS.  A backend asked for by name that cannot run is an error;
-only the table's own choice goes on to the next that can, and `python -m fastadv env` shows it.
-Products with weights have no Triton kernel: under "triton" they are what the table says.
+An operation has up to three implementations: "torch" is the reference, plain PyTorch; "native" is
+the extension `fastadv._C`, for CPU and CUDA through PyTorch's dispatcher; "triton" is
+`fastadv.kernels`. The choice is made by, in this order: the argument `backend=`,
+`use_backend(...)`, the environment variable FASTADV_BACKEND, and the table DEFAULTS. A backend
+asked for by name that cannot run is an error; only the table's own choice falls back to the next
+that can, and `python -m fastadv env` shows it. Matrix products with weights have no Triton kernel:
+under "triton" the table decides.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ OPERATIONS = (
     "embedding_adam",
 )
 
-# Matrix products, for which Triton has nothing that the libraries of CPU and GPU lack.
+# Matrix products: the libraries for CPU and GPU already do all that a Triton kernel could.
 PRODUCTS = ("linear",)
 
-# In order of preference, as the benchmark named in a line found it.  Medians of interleaved runs,
-# bfloat16, a CPU with AVX-512 and AMX (pooling and linear_bce on one thread; the others on two,
-# beside other programs); the CUDA lines are not measured yet: there one pass over the data goes
-# before several.
+# In order of preference, as measured by the benchmark named in each line. Numbers are medians of
+# interleaved runs in bfloat16 on a CPU with AVX-512 and AMX (pooling and linear_bce on one thread;
+# the others on two, while other programs ran). The CUDA lines are not measured yet: there one pass
+# over the data comes before several.
 DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
     # bench_masked_mean_pool.py, 5760 x 768: 0.9 ms against 12, with backward 5 against 44.
     ("masked_mean_pool", "cpu"): ("native", "torch"),
@@ -104,7 +105,7 @@ def _load_extension() -> tuple[ModuleType | None, str | None]:
 
 
 def _check_cpu_level() -> None:
-    """The extension reads the variable when it is loaded, and cannot complain."""
+    """Refuses a wrong value: the extension reads the variable when loaded and cannot complain."""
     level = os.environ.get("FASTADV_CPU_LEVEL")
     if level is not None and level not in CPU_LEVELS:
         raise ValueError(f"FASTADV_CPU_LEVEL is {level!r}, expected one of {', '.join(CPU_LEVELS)}")
@@ -115,7 +116,7 @@ extension, extension_error = _load_extension()
 
 
 def check_backend(name: str) -> str:
-    """`name`, if it is a backend's; ValueError otherwise."""
+    """`name`, if it is the name of a backend; ValueError otherwise."""
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}")
     return name
@@ -140,14 +141,14 @@ def why_not(op: str, backend: str, device: torch.device | str) -> str | None:
     """Why `backend` cannot run operation `op` on `device`, in words; None if it can.
 
     Raises:
-        ValueError: unknown operation or backend.
+        ValueError: Unknown operation or backend.
     """
     if op not in OPERATIONS:
         raise ValueError(f"operation is {op!r}, expected one of {', '.join(OPERATIONS)}")
     return _why_not(op, check_backend(backend), torch.device(device).type)
 
 
-# What it depends on does not change while a process lives.
+# The result depends on nothing that changes while a process lives.
 @torch.compiler.assume_constant_result
 def _why_not(op: str, backend: str, device_type: str) -> str | None:
     key = (op, backend, device_type)
@@ -192,8 +193,8 @@ def resolve(op: str, device: torch.device | str, backend: str | None = None) -> 
     """The backend that runs operation `op` on `device`.
 
     Raises:
-        ValueError: unknown operation or backend.
-        RuntimeError: a backend asked for by name cannot run; says why.
+        ValueError: Unknown operation or backend.
+        RuntimeError: A backend asked for by name cannot run; says why.
     """
     name = backend or _forced or os.environ.get("FASTADV_BACKEND") or None
     device_type = device.type if isinstance(device, torch.device) else torch.device(device).type

@@ -24,7 +24,7 @@ Selection = Literal[
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What a run knows of its task before anything is loaded; the rest is in `fastadv.tasks`.
+    """What a run knows about its task before anything is loaded; the rest is in `fastadv.tasks`.
 
     Attributes:
         metric: The one number by which runs are compared and selected, of those that score them.

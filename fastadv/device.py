@@ -1,4 +1,4 @@
-"""Where things run, and what is fast there: the one place that knows what a device can do."""
+"""Where things run and what is fast there: only this module knows what a device can do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether work on the device runs beside the host, which then must not wait for it."""
+    """Whether the device works asynchronously to the host, which then must not wait for it."""
     return device.type == "cuda"
 
 
@@ -36,10 +36,10 @@ def autocast_dtype(precision: Precision) -> torch.dtype | None:
 
 
 def random_devices(device: torch.device) -> list[torch.device]:
-    """Devices, beside the CPU, whose random state `torch.random.fork_rng` must keep."""
+    """Devices other than the CPU whose random state `torch.random.fork_rng` must keep."""
     return [device] if is_gpu(device) else []
 
 
 def pins_memory(device: torch.device) -> bool:
-    """Whether copies to the device want page-locked host memory."""
+    """Whether copies to the device need page-locked host memory to be fast."""
     return is_gpu(device)

@@ -29,9 +29,9 @@ class Embedder:
     """h̄_θ(x), the mean of the encoder's last hidden states (Keung, Lu and Bhardwaj, section 3.1).
 
     Args:
-        encoder: On its device.
-        tokenizer: A fast one.
-        max_length: In word pieces, special ones included; longer texts are cut.
+        encoder: The encoder, on its device.
+        tokenizer: A fast tokenizer.
+        max_length: The longest text in word pieces, special ones included; longer ones are cut.
         batch_size: Texts in a batch of the longest; of shorter ones as many as take no more
             word pieces.
         backend: Backend of the pooling operation; None for the default.
@@ -84,7 +84,7 @@ class Embedder:
             raise ValueError(
                 f"max_length is {length}, expected at most the {positions} positions of the encoder"
             )
-        # Checks what was given as a configuration's.
+        # Checks the arguments as those of a configuration are checked.
         config = FinetuneConfig(precision=precision, eval_batch_size=batch_size, encoder=encoder)
         dtype = autocast_dtype(resolve_precision(config.precision, device))
         wrapped = build_encoder(loaded, config.encoder, dtype)

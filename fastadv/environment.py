@@ -17,7 +17,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def collect() -> dict[str, Any]:
-    """The facts that `report` tells, as plain dicts, lists, strings, numbers and None."""
+    """The facts that `report` shows, as plain dicts, lists, strings, numbers and None."""
     extension = backends.extension
     return {
         "versions": _versions(),
@@ -39,7 +39,7 @@ def collect() -> dict[str, Any]:
 
 
 def report() -> str:
-    """`collect`, for a person to read."""
+    """The facts of `collect`, for a person to read."""
     facts = collect()
     lines = [f"{name:<14}{version or 'not installed'}"
              for name, version in facts["versions"].items()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`AdversarialFinetuner`: the object that users hold."""
+"""`AdversarialFinetuner`: the object that users work with."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class AdversarialFinetuner:
         self.trainer = Trainer(self.model, self.config)
 
     def _check_backend(self, backend: str | None, operations: Sequence[str]) -> None:
-        """A backend that cannot run is refused now, not after the data was read."""
+        """Refuses a backend that cannot run now, not after the data was read."""
         for operation in operations:
             backends.resolve(operation, self.device, backend)
 
@@ -148,7 +148,7 @@ class AdversarialFinetuner:
             tokenizer=saved.tokenizer,
             device=device,
         )
-        # The encoder's part is in place already.
+        # The encoder's weights are loaded already.
         missing, unexpected = tuner.model.load_state_dict(saved.heads, strict=False)
         wrong = unexpected + [name for name in missing if not name.startswith("encoder.")]
         if wrong:
@@ -232,11 +232,11 @@ class AdversarialFinetuner:
                 examples' own text as the English side.
             dev: Labelled source-language examples that choose the best step, unless the
                 configuration's `selection` looks at `unlabeled` for that.
-            test: Labelled examples by name, scored at every evaluation and used for nothing.
+            test: Labelled examples by name, scored at every evaluation and used for nothing else.
             output_dir: Gets metrics.jsonl, checkpoint.safetensors, best/ and last/, and mean/
                 if the configuration says `mean_weights`.
-            resume: Go on from the checkpoint in `output_dir`, if there is one.
-            quiet: No progress; warnings are still shown.
+            resume: Resume from the checkpoint in `output_dir`, if there is one.
+            quiet: Show no progress; warnings are still shown.
             trackers: Where else to send what goes to metrics.jsonl: "tensorboard", "wandb",
                 "trackio".
             observer: Looks at the model at every evaluation (see `fastadv.run.observer`).
@@ -289,7 +289,7 @@ class AdversarialFinetuner:
         return self.preparation.evaluation_set(data)
 
     def score(self, data: EvaluationSet) -> dict[str, float]:
-        """As `evaluate`, of one data set."""
+        """Like `evaluate`, for one data set."""
         return data.score(self.model, self.labels, self.config.eval_batch_size)
 
     def predict(self, data: Data) -> list[DocumentPrediction] | list[SentencePrediction]:
@@ -342,7 +342,7 @@ class AdversarialFinetuner:
         Args:
             path: The file, replaced atomically.
             tensors: More tensors to keep.
-            state: More of anything JSON can hold.
+            state: More values to keep; anything that JSON can hold.
         """
         own_tensors, own_state = state_of(self)
         checkpoints.save_checkpoint(
@@ -352,7 +352,7 @@ class AdversarialFinetuner:
     def load_checkpoint(
         self, path: str | os.PathLike[str]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Takes over what `save_checkpoint` wrote, so that resuming equals never having stopped.
+        """Loads what `save_checkpoint` wrote; a run resumed from it equals one that never stopped.
 
         Returns:
             All tensors and state in the file.

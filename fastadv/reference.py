@@ -1,9 +1,9 @@
 """Algorithm 1 of Keung, Lu and Bhardwaj (EMNLP 2019) in plain PyTorch: the oracle, and baseline B0.
 
 Nothing here is fast and nothing here is shared with the fast path: transformers' encoder over
-padded batches, `torch.optim.Adam` three times, one backward pass a phase through everything.
-Each line that stands in the paper carries its number. Every other implementation in this library
-is checked against this one.
+padded batches, `torch.optim.Adam` three times, one backward pass per phase through everything. Each
+line that is in the paper carries its number. Every other implementation in this library is checked
+against this one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ReferenceFinetuner:
         discriminator: Linear(H, 1), the paper's w_D and b_D.
         task: "classification" or "ner".
         lr_task: η_T. lr_discriminator: η_D. lr_generator: η_G.
-        betas, eps: Adam's, alike in all three optimisers.
+        betas, eps: Adam's decay rates and epsilon, the same in all three optimisers.
         adversarial: False leaves out lines 7 to 18: the baseline "BERT En-labels".
         autocast: dtype of `torch.autocast` around the encoder; None for none.
     """

@@ -1,6 +1,6 @@
-"""Adam with weights of more bits than float32, in Triton."""
+"""Adam with compensated weights, which have more bits than float32, in Triton."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .launch import in_fours, on_device, rounded
 
 BLOCK = 1024
 
-# Places in step_scalars (10,) float64, as `StepScalar` of fastadv/ops/adam.py has them.
+# Indices in step_scalars (10,) float64, those of `StepScalar` in fastadv/ops/adam.py.
 BETA1 = tl.constexpr(0)
 ONE_MINUS_BETA1 = tl.constexpr(1)
 BETA2 = tl.constexpr(2)
@@ -59,8 +59,8 @@ def adam_update(
     step_scalars,
     HAS_COMPENSATION: tl.constexpr,
 ):
-    """One step on the elements `at`, whose gradient is given; `step_scalars` as of
-    `make_step_scalars`. Gives back what the weights become."""
+    """One step on the elements `at`, whose gradient is given, with the `step_scalars` of
+    `make_step_scalars`. Returns the new weights."""
     acc_type = weight.dtype.element_ty
     g = grad * tl.load(step_scalars + GRAD_SCALE).to(acc_type)
     m = tl.load(step_scalars + BETA1).to(acc_type) * tl.load(exp_avg + at, mask=inside, other=0.0)
@@ -99,11 +99,11 @@ def _begin_kernel(
     norm, rates, counters, flags, scaler, step_scalars, log, base, clocks, capacity,
     SKIPS: tl.constexpr, HAS_SCALER: tl.constexpr, HAS_LOG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # One program: every clock of an optimiser.
+    # One program: all clocks of an optimiser.
     clock = tl.arange(0, BLOCK)
     inside = clock < clocks
     size = tl.load(norm).to(tl.float64)
-    # As numbers: the interpreter does not combine single truth values with blocks of them.
+    # As integers: the interpreter does not combine a scalar truth value with a block of them.
     finite = (size < float("inf")).to(tl.int64)
     paused = tl.load(flags + 2)
     go = finite * (1 - paused)
@@ -141,12 +141,12 @@ def _begin_kernel(
         full = good >= tl.load(scaler + 2)
         grown = tl.where(full, scale * 2.0, scale)
     skipped, halted = tl.load(flags), tl.load(flags + 1)
-    # What is read above is written to below, by threads that may be ahead of others.
+    # The values read above are overwritten below, by threads that may be ahead of others.
     tl.debug_barrier()
     tl.store(counters + clock, t, mask=inside)
     tl.store(flags, skipped + bad)
     tl.store(flags + 1, halted | bad)
-    if HAS_SCALER:  # noqa: SIM102 - a constant of the compiler's, and a number of the device's
+    if HAS_SCALER:  # noqa: SIM102 - a compile-time constant, and a number on the device
         if paused == 0:
             tl.store(scaler, tl.where(finite != 0, grown, scale * 0.5))
             tl.store(scaler + 1, tl.where(full, 0.0, good))
@@ -163,10 +163,10 @@ def make_step_scalars(
     grad_scale: float,
 ) -> Tensor:
     """(10,) float64 on the device of `like`: beta1, 1 - beta1, beta2, 1 - beta2,
-    lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, lr weight_decay, grad_scale, and 1: 0 is for a
-    step that is left out.
+    lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, lr weight_decay, grad_scale, and 1, which stands
+    for a step that is taken; 0 would skip it.
 
-    A tensor, since Triton rounds numbers that it is given to float32.
+    A tensor, because Triton rounds plain numbers to float32.
     """
     step_scalars = [
         beta1,
@@ -184,7 +184,7 @@ def make_step_scalars(
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
-    """The norm of all tensors together; PyTorch's own, which is one pass over memory too."""
+    """The norm of all tensors together, by PyTorch, which also takes one pass over memory."""
     return torch.nn.utils.get_total_norm(grads)
 
 
@@ -205,7 +205,7 @@ def adam(
     grad_scale: float,
 ) -> None:
     """One step on every tensor, in place. Layouts are 16-bit copies, the same for both directions,
-    and are written anew."""
+    and are rewritten."""
     known: dict[int, Tensor] = {}
     for i, (weight, step) in enumerate(zip(weights, steps, strict=True)):
         if step not in known:
@@ -232,7 +232,7 @@ def adam_apply(
     low: Tensor | None,
     step_scalars: Tensor,
 ) -> None:
-    """One step on a tensor with step_scalars (10,) as of `make_step_scalars` or `adam_begin`."""
+    """One step on a tensor; step_scalars (10,) are from `make_step_scalars` or `adam_begin`."""
     count = weight.numel()
     if count == 0:
         return
@@ -263,7 +263,7 @@ def adam_begin(
     base: Tensor | None,
     skips: bool,
 ) -> None:
-    """Whether there is a step, and its scalars; fastadv/ops/adam.py says of what."""
+    """Decides whether to take the step, and writes its scalars; see fastadv/ops/adam.py."""
     clocks = counters.shape[0]
     with on_device(norm):
         _begin_kernel[(1,)](

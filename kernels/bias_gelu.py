@@ -1,6 +1,6 @@
 """Bias and GELU in one, in Triton: the erf form, BERT's."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def bias_gelu(x: Tensor, bias: Tensor, y: Tensor) -> None:
 def bias_gelu_backward(
     grad: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, y: Tensor | None, grad_bias: Tensor
 ) -> None:
-    """Writes the gradients of x (T, I) and bias (I,), and y, computed again, if given."""
+    """Writes the gradients of x (T, I) and bias (I,), and y, recomputed, if given."""
     rows, width = x.shape
     if x.numel() == 0:
         grad_bias.zero_()

@@ -1,6 +1,6 @@
 """Softmax cross-entropy of a classifier with many classes, in Triton."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ def _forward_kernel(
     logits, targets, normalizers, losses,
     CLASSES: tl.constexpr, LOWEST: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    # One program: one row.  Each column of the block has a maximum and a sum of its own, which are
-    # joined at the end: no exchange between threads before.
+    # One program: one row.  Each column of the block has its own maximum and sum, which are
+    # combined at the end: threads exchange nothing before that.
     row = tl.program_id(0)
     acc_type = losses.dtype.element_ty
     x = logits + row.to(tl.int64) * CLASSES
-    # Finite, because -inf less -inf is NaN.
+    # Finite, because -inf minus -inf is NaN.
     largest = tl.full((BLOCK_V,), LOWEST, acc_type)
     total = tl.zeros((BLOCK_V,), acc_type)
     for start in steps(0, CLASSES, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
         value = tl.load(x + columns, mask=columns < CLASSES, other=float("-inf")).to(acc_type)
-        # Of exp(value - new) and exp(old - new) one is 1: a single exponential.  NaN stays in the
-        # sum.
+        # One of exp(value - new) and exp(old - new) is 1, so a single exponential is enough.  NaN
+        # stays in the sum.
         above = value > largest
         e = tl.exp(-tl.abs(value - largest))
         total = tl.where(above, total * e + 1.0, total + e)
@@ -38,11 +38,11 @@ def _forward_kernel(
     top = tl.max(largest, 0)
     log_sum = tl.log(tl.sum(total * tl.exp(largest - top), 0))
     target = tl.load(targets + row)
-    # A target outside gives NaN instead of reading what is not the row's.
+    # A target out of range gives NaN instead of a read outside the row.
     inside = (target >= 0) & (target < CLASSES)
     chosen = tl.load(x + target, mask=inside, other=float("nan")).to(acc_type)
     tl.store(normalizers + row, top + log_sum)
-    # In this order large logits cost no digits.
+    # In this order large logits cost no precision.
     tl.store(losses + row, (top - chosen) + log_sum)
 
 
@@ -50,7 +50,7 @@ def _forward_kernel(
 def _backward_kernel(
     grad, logits, targets, normalizers, grad_logits, CLASSES: tl.constexpr, BLOCK_V: tl.constexpr
 ):
-    # logits may be grad_logits: a program reads what it writes, and nothing else of them.
+    # logits may be grad_logits: a program reads only the elements that it writes.
     row = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = columns < CLASSES
@@ -64,7 +64,7 @@ def _backward_kernel(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, normalizers: Tensor, losses: Tensor) -> None:
-    """Writes normalizers, logsumexp of each row of logits (M, V), and losses, (M,) each.
+    """Writes normalizers (M,), the logsumexp of each row of logits (M, V), and losses (M,).
 
     targets is (M,) int64; normalizers and losses are of the type of the sums.
     """
@@ -90,9 +90,9 @@ def cross_entropy_backward(
     normalizers: Tensor,
     grad_logits: Tensor,
 ) -> None:
-    """Writes the gradient of the logits (M, V); grad (M,) is that of the losses.
+    """Writes the gradient of the logits (M, V); grad (M,) is the gradient of the losses.
 
-    Without logits, grad_logits holds them, and is overwritten.
+    Without logits, grad_logits holds them and is overwritten.
     """
     rows, classes = grad_logits.shape
     if rows == 0:

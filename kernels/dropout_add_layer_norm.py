@@ -1,6 +1,6 @@
 """Bias, dropout, residual and layer norm in one, in Triton."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from .launch import on_device, partition, rounded, row_mean, row_tile, row_tile_of, steps
 from .philox import drop, threshold_of
 
-# Numbers that change from call to call must not make Triton compile again.
+# Numbers that change from call to call must not make Triton recompile.
 _VARYING = ("rows", "size", "site", "leading")
 
 
@@ -107,8 +107,9 @@ def dropout_add_layer_norm(
     z: Tensor | None,
     stats: Tensor | None,
 ) -> None:
-    """Writes y = LN(dropout(x + bias) + residual) (T, H), its rounded copy y_low, and, of the rows
-    from `leading` on, the sum before the norm z and stats, mean and 1 / standard deviation."""
+    """Writes y = LN(dropout(x + bias) + residual) (T, H) and its rounded copy y_low; also, for the
+    rows from `leading` on, z, the sum before the norm, and stats, mean and 1 / standard
+    deviation."""
     rows, hidden = x.shape
     if x.numel() == 0:
         return

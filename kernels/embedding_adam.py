@@ -1,10 +1,10 @@
 """Adam on rows of a table, and the steps that rows missed, in Triton.
 
-The missed steps of a row are added up term by term: a GPU has the arithmetic for it, and what a
-quadrature would save is no memory traffic (docs/adr/0009).
+The missed steps of a row are added up term by term: a GPU has the arithmetic for it, and a
+quadrature would save no memory traffic (docs/adr/0009).
 """
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _catch_up_kernel(
     capacity, terms,
     WIDTH: tl.constexpr, HAS_COMPENSATION: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # One program: a row, so that nobody else reads or writes its start.
+    # One program: a row, so that no other program reads or writes its start.
     acc_type = weight.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + i)
@@ -72,7 +72,7 @@ def _catch_up_kernel(
             tl.store(exp_avg_sq + at, v * decay2, mask=inside)
             move_weight(weight, compensation, at, -m * total, inside, HAS_COMPENSATION)
             if COUNTS:
-                # The start is read by all threads, of which one may get here before another.
+                # All threads read the start, and one may get here before another.
                 tl.debug_barrier()
                 tl.store(starts + place, step.to(tl.int32))
 
@@ -109,8 +109,8 @@ def embedding_adam_apply(
     row_steps: Tensor | None,
     counter: Tensor,
 ) -> None:
-    """One step with step_scalars (10,) as of `adam_begin`; row -1 is none. row_steps (V,) int32, if
-    given, becomes counter (1,) on these rows."""
+    """One step with the step_scalars (10,) of `adam_begin`; row -1 stands for none. row_steps (V,)
+    int32, if given, is set to counter (1,) for these rows."""
     count, width = grads.shape
     if grads.numel() == 0:
         return
@@ -146,12 +146,12 @@ def embedding_adam_catch_up(
     rates: Tensor,
     by_row: bool,
 ) -> None:
-    """The steps up to counter (1,) int64 that rows (U,) missed; row -1 is none.
+    """Takes the steps up to counter (1,) int64 that rows (U,) missed; row -1 stands for none.
 
-    starts is (U,), or by row (V,) int32: there a negative number is a row that never had a
-    gradient, and others become the counter. log (2, C) float64 holds lr / (1 - beta1^t) and
-    1 / sqrt(1 - beta2^t) from step base + 1 on, base (1,) int64; powers (2, K) float64 beta1^i and
-    beta2^(i / 2), i from 1 to the last that counts; rates as of `adam_begin`.
+    starts is (U,), or by row (V,) int32: there a negative number marks a row that never had a
+    gradient, and the others are set to the counter. log (2, C) float64 holds lr / (1 - beta1^t) and
+    1 / sqrt(1 - beta2^t) from step base + 1 on, base (1,) int64; powers (2, K) float64 hold beta1^i
+    and beta2^(i / 2), for i from 1 to the last that counts; rates are the same as in `adam_begin`.
     """
     count, width = rows.shape[0], weight.shape[1]
     if count * width == 0:

@@ -1,6 +1,6 @@
 """Sum of the embeddings, layer norm and dropout in one, in Triton."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from .launch import block_of, on_device, partition, rounded, row_mean, row_tile, row_tile_of, steps
 from .philox import drop, threshold_of
 
-# Numbers that change from call to call must not make Triton compile again.
+# Numbers that change from call to call must not make Triton recompile.
 _VARYING = ("rows", "size", "site", "leading", "padding_idx", "position_padding_idx")
 
 
@@ -36,7 +36,7 @@ def _embedded(
 
 @triton.jit
 def _normal(x, real, HIDDEN: tl.constexpr, EPS: tl.constexpr):
-    """x less its mean over its standard deviation, and 1 / that."""
+    """(x - mean) / standard deviation, and 1 / standard deviation."""
     centred = tl.where(real, x - row_mean(x, HIDDEN), 0.0)
     rstd = tl.rsqrt(row_mean(centred * centred, HIDDEN) + EPS)
     return centred * rstd, rstd
@@ -115,9 +115,10 @@ def _segments_kernel(
     padding_idx, position_padding_idx,
     HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Adds the rows of each table's row, in order: a program a sorted key, idle but at a first.
+    """Adds up, in order, the gradients that go to each row of the tables: one program per sorted
+    key, which does something only if the key is the first of its kind.
 
-    keys (2 * rows,) are sorted: ids, and `words` + position; order says where each stood.
+    keys (2 * rows,) are sorted: ids, and `words` + position; order holds the index of each before.
     """
     at = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -154,8 +155,8 @@ def _sums_kernel(
     order, starts, to, grad_sum, table,
     HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Adds the rows of one segment, in order, to the row of the table that `to` names for its first
-    token: segment s is tokens order[starts[s] : starts[s + 1]]."""
+    """Adds the rows of one segment, in order, to one row of the table, which `to` names for the
+    segment's first token: segment s is tokens order[starts[s] : starts[s + 1]]."""
     begin = tl.load(starts + tl.program_id(0))
     end = tl.load(starts + tl.program_id(0) + 1)
     if begin < end:
@@ -187,7 +188,8 @@ def embedding_layer_norm(
     y: Tensor,
     y_low: Tensor | None,
 ) -> None:
-    """Writes y (T, H) = dropout(LN(word[id] + position[place] + token_type)); y_low, rounded.
+    """Writes y (T, H) = dropout(LN(word[id] + position[position_id] + token_type)) and y_low,
+    rounded.
 
     An id or a position that names no row reads nothing, and counts as a row of zeros.
     """
@@ -243,12 +245,13 @@ def embedding_layer_norm_backward(
     grad_vectors: Tensor,
     segments: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Writes the gradients of gain and bias (2, H); adds those of the tables to what is there.
+    """Writes the gradients of gain and bias (2, H); adds the gradients of the tables to what is
+    there.
 
     Tokens' gradients go to rows word_rows (T,) of grad_word, by default their ids; row padding_row
-    gets none. Tokens are sorted by row on the device, unless `segments` says how they are: order
-    (T,) and starts (S + 1,) int32 of the words, then of the positions; tokens that neither names,
-    those of padding rows among them, leave nothing.
+    gets none. Tokens are sorted by row on the device, unless `segments` gives their order: order
+    (T,) and starts (S + 1,) int32 of the words, then of the positions. Tokens in neither, such as
+    those of padding rows, add nothing.
     """
     rows, hidden = grad.shape
     if grad.numel() == 0:

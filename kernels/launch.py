@@ -1,6 +1,6 @@
 """What the launches of every kernel share."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import triton.language as tl
 
 
 def on_device(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device: makes it that of x."""
+    """Makes the device of x the current one, on which Triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums over elements of `dtype` are kept and given back in."""
+    """The type in which sums over elements of `dtype` are kept and returned."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -41,9 +41,9 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def rounded(x, TYPE: tl.constexpr):
-    """x in another type, to nearest."""
+    """x in another type, rounded to nearest."""
     if _INTERPRETED and tl.bfloat16 == TYPE:
-        # The interpreter cuts; hardware rounds, to even between two.
+        # The interpreter truncates; hardware rounds to nearest even.
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
         x = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -52,7 +52,7 @@ def rounded(x, TYPE: tl.constexpr):
 
 @triton.jit
 def dot(a, b, ACC: tl.constexpr):
-    """Product of two blocks with sums in ACC, and no detour by TF32."""
+    """Matrix product of two blocks with sums in ACC, never by way of TF32."""
     if _INTERPRETED:
         # The interpreter multiplies the bits of bfloat16 as if they were integers.
         a, b = a.to(ACC), b.to(ACC)
@@ -107,14 +107,14 @@ def row_mean(x, HIDDEN: tl.constexpr):
 
 
 def row_tile_of(hidden: int, dtype: torch.dtype) -> dict[str, int]:
-    """ROWS and COUNTERS of a tile of whole rows that leaves a thread of 128 about 32 numbers."""
+    """ROWS and COUNTERS of a tile of whole rows that gives each of 128 threads about 32 numbers."""
     counters = block_of(triton.cdiv(hidden, 128) * 16, 1 << 20)
     elements = 2048 if dtype == torch.float64 else 4096
     return {"ROWS": max(1, elements // (8 * counters)), "COUNTERS": counters}
 
 
 def partition(rows: int, block: int, parts: int) -> tuple[int, int]:
-    """Into how many parts `rows` are cut, and rows in each, a multiple of `block`.
+    """The number of parts that `rows` are cut into, and the rows of each, a multiple of `block`.
 
     Sums over rows are added up within each part and then over parts, in order: the same bits on
     every device, since the cut depends on the number of rows alone.

@@ -1,6 +1,6 @@
 """Linear score, sigmoid and binary cross-entropy in one, in Triton."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _loss_kernel(
         c = tl.load(sample_weights + i, mask=inside, other=0.0)
     else:
         c = tl.full((BLOCK_N,), 1.0, acc_type) / rows.to(acc_type)
-    # With e = exp(-|z|) nothing overflows, and no small value is lost beside a large one.
+    # With e = exp(-|z|) nothing overflows, and no small value is lost next to a large one.
     e = tl.exp(-tl.abs(z))
     large = 1.0 / (1.0 + e)
     small = e / (1.0 + e)
@@ -126,7 +126,7 @@ def linear_bce(
 
 
 def linear_bce_grad_input(grad: Tensor, dz: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gradient (N, H) of h, of type `dtype`; grad () is that of the loss."""
+    """Gradient (N, H) of h, of type `dtype`; grad () is the gradient of the loss."""
     rows, hidden = dz.shape[0], weight.shape[0]
     grad_h = dz.new_empty(rows, hidden, dtype=dtype)
     if grad_h.numel():

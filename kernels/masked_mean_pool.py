@@ -1,6 +1,6 @@
 """Mean over the counted rows of each sequence, in Triton."""
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def masked_mean_pool_backward(
     tokens: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient (T, H) of x, of type `dtype`, from that of the means (B, H)."""
+    """Gradient (T, H) of x, of type `dtype`, from the gradient of the means (B, H)."""
     grad = grad.contiguous()
     batch, hidden = grad.shape
     grad_x = grad.new_empty(tokens, hidden, dtype=dtype)

@@ -1,10 +1,10 @@
 """Philox4x32-7, the counter-based generator that dropout draws from, in Triton.
 
-Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.  By which
-rule an element gets its 16 bits is said in fastadv/ops/philox.py.
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+fastadv/ops/philox.py says by which rule an element gets its 16 bits.
 """
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def keep(seed, site, rows, counters, lanes, THRESHOLD: tl.constexpr):
 def keep_block(seed, site, rows, start, M: tl.constexpr, N: tl.constexpr, THRESHOLD: tl.constexpr):
     """keep (M, N) for rows (M,) and the N columns from start on; N divides 128, and start by N.
 
-    In the layout of a product a thread holds the same counters of every lane, so that here too one
-    draw serves several columns.
+    In the layout of a matrix product a thread holds the same counters of every lane, so that here
+    too one draw serves several columns.
     """
     counters = start // 128 * 16 + tl.arange(0, 16)[None, None, :]
     lanes = start % 128 // 16 + tl.arange(0, N // 16)[None, :, None]
@@ -71,5 +71,5 @@ def drop(x, seed, site, rows, counters, lanes, THRESHOLD: tl.constexpr):
 
 
 def threshold_of(p: float, seed: Tensor | None) -> int:
-    """Among 65536 the number at which 16 random bits begin to mean "kept"; 0 for no dropout."""
+    """The number, out of 65536, from which on 16 random bits mean "kept"; 0 for no dropout."""
     return 0 if seed is None else min(round(p * 65536), 65535)

@@ -1,10 +1,10 @@
 """Attention over packed sequences that one block holds whole, in Triton.
 
-One program is one head of one sequence.  With all scores at hand a softmax needs no running maximum
+One program is one head of one sequence. With all scores at hand, a softmax needs no running maximum
 and its gradient no second pass: scores, probabilities and dropout's mask are computed once.
 """
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import triton.language as tl
 from .launch import block_of, dot, load_rows, rounded, steps, store_rows
 from .philox import keep_block
 
-# Numbers that change from call to call must not make Triton compile again.
+# Numbers that change from call to call must not make Triton recompile.
 VARYING = ("tokens", "batch", "blocks", "site", "leading")
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-# The compiler of Triton 3.6 makes of the backward kernel, with dropout and heads of 64 (registers,
-# bytes spilled, KiB of shared memory):
+# What Triton 3.6 makes of the backward kernel, with dropout and heads of 64 (registers, bytes
+# spilled, KiB of shared memory):
 #
 #                           sm_80           sm_90          sm_100
 #   16 bit,  16 rows     79   0   6.5    75   0   6.5    72   0   6.5    1 warp
@@ -36,9 +36,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 #            64 rows                    255 688  64                      8
 #   float64, 32 rows                    168   0  64                      4
 #
-# 64 rows are what a warp group of Hopper, four warps, multiplies; smaller blocks go to each warp's
-# own tensor cores by 16 rows, and a sequence of 20 tokens has a quarter of the scores to compute.
-# float32 has no tensor cores: its products hold operands in registers, and 64 rows are too many.
+# A warp group of Hopper, four warps, multiplies 64 rows; smaller blocks go to each warp's own
+# tensor cores by 16 rows, and a sequence of 20 tokens has a quarter of the scores to compute.
+# float32 has no tensor cores: its matrix products hold operands in registers, and 64 rows are too
+# many.
 def one_block(
     dtype: torch.dtype, max_seqlen: int, block_d: int, mean: float = math.inf
 ) -> dict[str, int] | None:
@@ -49,7 +50,7 @@ def one_block(
     # Wider heads leave room for fewer rows: with 128 of each, shared memory would be 128 KiB.
     limit = min(128, 8192 // block_d) if narrow else min(32, 2048 // block_d)
     size = block_of(max_seqlen, 1 << 20)
-    # Of a block of 128 rows, a sequence of 64 would use a quarter of the scores: blocks of 64 and
+    # A sequence of 64 would use a quarter of the scores of a block of 128 rows: blocks of 64 and
     # two kernels are less arithmetic.
     if size > limit or (size > 64 and mean < 64):
         return None
@@ -74,10 +75,10 @@ def clear(
     x, length, block, blocks,
     STRIDE: tl.constexpr, D: tl.constexpr, M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Zeros in this program's part of the rows that belong to no sequence, M at a time."""
+    """Writes zeros to this program's part of the rows that belong to no sequence, M at a time."""
     for start in steps(block * M, length, blocks * M):
         i = start + tl.arange(0, M)
-        # Their number has no bound that a product of 32 bits would keep to.
+        # The number of these rows is not bounded: offsets in 32 bits could overflow.
         zeros = tl.zeros((M, BLOCK_D), x.dtype.element_ty)
         store_rows(x, zeros, i.to(tl.int64), length, STRIDE, D, BLOCK_D)
 
@@ -158,7 +159,8 @@ def backward_kernel(
         dp = tl.where(kept, dp * factor, 0.0)
     dv = dot(tl.trans(rounded(dropped, g.dtype)), g, ACC)
     store_rows(grad_qkv + 2 * WIDTH, dv, i, length, 3 * WIDTH, D, BLOCK_D)
-    # The row sums of grad * out, without reading out: those of probability times gradient.
+    # The row sums of grad * out, without reading out: they equal the sums of probability times
+    # gradient.
     delta = tl.sum(p * dp, 1)
     ds = rounded(p * (dp - delta[:, None]) * SCALE, q.dtype)
     dq = dot(ds, k, ACC)

@@ -1,10 +1,10 @@
 """Attention within each of many packed sequences, in Triton.
 
-Dao, "FlashAttention-2", ICLR 2024: blocks of scores with a running maximum and sum, computed again
-in the backward pass.  Sequences that one block holds have kernels of their own, in short_attention.
+Dao, "FlashAttention-2", ICLR 2024: blocks of scores with a running maximum and sum, recomputed in
+the backward pass. Sequences that one block holds have kernels of their own, in short_attention.
 """
 
-# A kernel's arguments have types of Triton's, which annotations cannot say.
+# Annotations cannot express the Triton types of a kernel's arguments.
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _backward_kv_kernel(
 
 
 def _constants(qkv: Tensor, heads: int, p: float, seed: Tensor | None) -> dict[str, Any]:
-    """What every kernel is compiled for."""
+    """The compile-time constants of every kernel."""
     head_dim = qkv.shape[1] // (3 * heads)
     return {
         "HEADS": heads,
@@ -196,8 +196,9 @@ def _constants(qkv: Tensor, heads: int, p: float, seed: Tensor | None) -> dict[s
 def _blocks(dtype: torch.dtype, block_d: int) -> dict[str, int]:
     """The queries M and the keys N of a block, and warps, for sequences of several blocks."""
     if dtype.itemsize == 2:
-        # A warp group of Hopper, four warps, multiplies 64 rows.  With wide heads they have too few
-        # registers: heads of 128 spilled 152 bytes on sm_100, and spill none with eight warps.
+        # A warp group of Hopper, four warps, multiplies 64 rows.  With wide heads the warps have
+        # too few registers: heads of 128 spilled 152 bytes on sm_100, and spill none with eight
+        # warps.
         wide = block_d > 64
         return {"M": 64, "N": 32 if wide else 64, "num_warps": 8 if wide else 4}
     size = 32 if dtype == torch.float32 and block_d <= 64 else 16
@@ -253,7 +254,7 @@ def varlen_attention_backward(
     leading: int,
     grad_qkv: Tensor,
 ) -> None:
-    """Writes the gradient of qkv (T, 3H) from that of out, zeros after the last offset.
+    """Writes the gradient of qkv (T, 3H) from the gradient of out, zeros after the last offset.
 
     Row 0 of every tensor is token `leading` of the forward pass.
     """
@@ -271,7 +272,7 @@ def varlen_attention_backward(
             )  # fmt: skip
             return
         size = _blocks(qkv.dtype, constants["BLOCK_D"])
-        # The first leaves delta, the row sums of grad * out, to the second.
+        # The first kernel leaves delta, the row sums of grad * out, to the second.
         delta = torch.empty_like(lse)
         rest = (cu_seqlens, seed, delta, grad_qkv, tokens, batch)
         blocks = max(1, triton.cdiv(max_seqlen, size["M"]))

@@ -17,14 +17,14 @@ from fastadv.ops.adam import adam, adam_apply, adam_begin, gradient_norm, rates_
 
 LAYERS = 2
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
-# With layouts: what a CPU with bfloat16 products needs after a step, in one pass and in two.
-# Flat: what a GPU does in a step, one tensor and its bfloat16 copy, decided on the device.
+# With layouts: what a CPU that multiplies bfloat16 matrices needs after a step, in one pass and in
+# two. Flat: a GPU's step, over one tensor and its bfloat16 copy, decided on the device.
 WAYS = ("torch", "native", "triton", "fused", "native, layouts", "fused, layouts", "flat")
 LR, BETA1, BETA2, EPS = 2e-5, 0.9, 0.999, 1e-8
 
 
 class State:
-    """Weights and what Adam keeps of them, after a step or so."""
+    """Weights and Adam's state for them, after a few steps."""
 
     def __init__(self, device: str) -> None:
         random = torch.Generator().manual_seed(3)
@@ -36,7 +36,7 @@ class State:
             ]
 
         self.weights, self.grads, self.exp_avgs = new(0.02), new(1e-3), new(1e-3)
-        # Not next to nothing anywhere: such a weight moves by hundreds of rates.
+        # Nowhere close to zero: such a weight would move by hundreds of rates.
         self.exp_avg_sqs = [x.square() + 1e-8 for x in new(1e-3)]
         self.compensations = [torch.zeros_like(x, dtype=torch.bfloat16) for x in self.weights]
         self.step = 10
@@ -55,7 +55,7 @@ def ours(backend: str, state: State, layouts: list[tuple[Tensor, Tensor]]) -> Ca
 
 
 def fused(state: State, layouts: bool) -> Callable[[], None]:
-    """PyTorch's own, on the same memory; layouts are made anew from its weights."""
+    """PyTorch's own, on the same memory; layouts are made from its weights every time."""
     parameters = [torch.nn.Parameter(x) for x in state.weights]
     optimizer = torch.optim.Adam(parameters, lr=LR, betas=(BETA1, BETA2), eps=EPS, fused=True)
     for i, parameter in enumerate(parameters):
@@ -77,7 +77,7 @@ def fused(state: State, layouts: bool) -> Callable[[], None]:
 
 
 def flat(state: State, device: str) -> Callable[[], None]:
-    """The tensors of `state` become parts of one each."""
+    """The tensors of `state` become parts of one tensor each."""
     lists = [state.weights, state.compensations, state.grads, state.exp_avgs, state.exp_avg_sqs]
     whole = [torch.cat([x.flatten() for x in tensors]) for tensors in lists]
     sizes = [x.numel() for x in state.weights]
@@ -123,7 +123,8 @@ def check(way: str, device: str) -> None:
         m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g * g
         root = (v / (1 - BETA2**t)).sqrt() + EPS
         wanted = before.weights[i].double() - LR * m / (1 - BETA1**t) / root
-        # A unit in the last place of the weight, and a dozen roundings of steps of up to ten rates.
+        # One unit in the last place of the weight, and a dozen roundings of steps of up to ten
+        # rates.
         torch.testing.assert_close(weight.double(), wanted, rtol=1.2e-7, atol=1e-9)
 
 
@@ -136,9 +137,9 @@ def test_bench(benchmark: Any, way: str, device: str) -> None:
     step = step_of(way, state, device)
     check(way, device)
     benchmark.pedantic(synchronised(step, device), rounds=20, warmup_rounds=3)
-    # Reads weight, gradient and both moments, writes all but the gradient; two bytes of a
-    # compensation both ways, and four of two layouts; flat, the gradient once more for its norm,
-    # and a copy.
+    # Reads weight, gradient and both moments, and writes all but the gradient. A compensation adds
+    # two bytes both ways, two layouts four bytes; flat reads the gradient once more for its norm,
+    # and writes a copy.
     moved = 28 + 4 * ("fused" not in way) + 4 * ("layouts" in way) + 6 * (way == "flat")
     benchmark.extra_info["GB/s"] = round(
         moved * count / median_seconds(benchmark, step, device) / 1e9, 2

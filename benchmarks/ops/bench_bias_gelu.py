@@ -18,7 +18,7 @@ from torch import Tensor
 from fastadv.ops.bias_gelu import bias_gelu, bias_gelu_ref
 
 INTERMEDIATE = 3072
-# Tokens: 32 sentences (NER), 16 news texts, and as many as fill a GPU.
+# Tokens: 32 sentences (NER), 16 news texts, and enough to fill a GPU.
 SIZES = {"cpu": [640, 2880], "cuda": [640, 2880, 16384]}
 CASES = [(device, tokens) for device in DEVICES for tokens in SIZES[device]]
 WAYS = ("torch", "native", "triton", "compiled", "F.gelu")
@@ -27,7 +27,7 @@ Gelu = Callable[[Tensor, Tensor], Tensor]
 
 
 def in_one_type(x: Tensor, bias: Tensor) -> Tensor:
-    """PyTorch's own, as a model cast to a type has it: the sum is rounded to that type first."""
+    """PyTorch's own, as in a model cast to one type: the sum is rounded to that type first."""
     return F.gelu(x + bias.to(x.dtype))
 
 
@@ -46,12 +46,12 @@ def check(gelu: Gelu, x: Tensor, bias: Tensor, grad: Tensor) -> None:
     leaves = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
     wanted, got = bias_gelu_ref(*double), gelu(*leaves)
     unit = torch.finfo(x.dtype).eps
-    # Two roundings to x's type, of numbers up to 8: PyTorch's own has them.
+    # Two roundings to x's type, of numbers up to 8: PyTorch's own has both.
     torch.testing.assert_close(got.double(), wanted, rtol=unit, atol=8 * unit)
     wanted_grads = torch.autograd.grad(wanted, double, grad.double())
     got_grads = torch.autograd.grad(got, leaves, grad)
     torch.testing.assert_close(got_grads[0].double(), wanted_grads[0], rtol=unit, atol=8 * unit)
-    # PyTorch's sum for the bias is over rounded numbers, and rounded again.
+    # PyTorch's bias gradient sums rounded numbers, and is rounded again.
     limit = 8 * unit * x.shape[0] ** 0.5
     torch.testing.assert_close(got_grads[1].double(), wanted_grads[1], rtol=unit, atol=limit)
 

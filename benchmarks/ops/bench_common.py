@@ -11,14 +11,14 @@ import torch
 
 from fastadv import backends
 
-# Work in one graph, and bytes written between two pieces of it: more than any GPU's cache holds.
+# Steps in one graph, and bytes written between two of them: more than any GPU's cache holds.
 CALLS, FLUSHED_BYTES = 20, 256 << 20
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def need(op: str, backend: str, device: str) -> None:
-    """Skips where a backend cannot run, and Triton's interpreter, whose time says nothing."""
+    """Skips where a backend cannot run, and Triton's interpreter, whose time means nothing."""
     if backend == "triton" and device == "cpu":
         pytest.skip("triton on a CPU is an interpreter")
     reason = backends.why_not(op, backend, device)
@@ -27,7 +27,7 @@ def need(op: str, backend: str, device: str) -> None:
 
 
 def compiled_or_skip(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under torch.compile, afresh, so that no size is compiled for another's."""
+    """`function` under torch.compile, compiled anew so that no size runs code for another."""
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     torch.compiler.reset()
@@ -35,7 +35,7 @@ def compiled_or_skip(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def synchronised(step: Callable[[], None], device: str) -> Callable[[], None]:
-    """`step`, ended when the device has done it."""
+    """`step`, which returns only when the device has finished it."""
 
     def timed() -> None:
         step()
@@ -48,9 +48,10 @@ def synchronised(step: Callable[[], None], device: str) -> Callable[[], None]:
 def median_seconds(benchmark: Any, step: Callable[[], object], device: str) -> float:
     """Seconds of a step that was just benchmarked.
 
-    On a CPU the benchmark's median. On a GPU that is mostly launches: there it is the time of a
-    graph of many steps, each after the caches were flushed, less that of a graph of the flushes
-    alone, noted as "device_seconds"; where a step cannot be captured, the benchmark's too.
+    On a CPU this is the benchmark's median. On a GPU that median is mostly launches, so the time is
+    taken from a graph of many steps, with the caches flushed before each, minus the time of a graph
+    of the flushes alone; it is noted as "device_seconds". Where a step cannot be captured, it is
+    the benchmark's median too.
     """
     if device == "cuda":
         try:

@@ -1,5 +1,5 @@
 """Softmax cross-entropy, forward and backward: every backend, in place too, the reference compiled,
-and F.cross_entropy of the logits in float32.
+and F.cross_entropy on float32 logits.
 
 pytest benchmarks/ops/bench_cross_entropy.py --benchmark-group-by=group
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastadv.ops.cross_entropy import cross_entropy, cross_entropy_ref
 
-# Masked tokens of a batch and vocabulary: of 4096 and 8192 tokens, 15 of 100 masked; and a GPU's.
+# Masked tokens and vocabulary of batches with 4096 and 8192 tokens, 15 of 100 masked; and a GPU's.
 SIZES = {"cpu": [(600, 16384), (1229, 24576)], "cuda": [(1229, 24576), (9830, 119547)]}
 CASES = [(device, *size) for device in DEVICES for size in SIZES[device]]
 WAYS = ("torch", "native", "native in place", "triton", "triton in place", "compiled", "library")
@@ -50,9 +50,9 @@ def check(loss: Loss, logits: Tensor, targets: Tensor, grad: Tensor) -> None:
         return losses.detach(), grad_logits
 
     (losses, grad_logits), (wanted, wanted_grad) = run(loss), run(cross_entropy_ref)
-    # Float32 sums of some ten thousand numbers in another order, and 3e-6 of exp in 16 bits.
+    # Float32 sums of some ten thousand numbers in another order, and exp's 3e-6 in 16 bits.
     torch.testing.assert_close(losses, wanted, rtol=1e-6, atol=1e-5)
-    # Rounded to logits' type after errors of that size: neighbours at most.
+    # Rounded to the logits' type after errors of that size: at most a neighbouring number.
     unit = torch.finfo(logits.dtype).eps
     torch.testing.assert_close(grad_logits, wanted_grad, rtol=max(unit, 1e-5), atol=1e-12)
 
@@ -75,13 +75,13 @@ def test_bench(
     random = torch.Generator().manual_seed(rows)
     logits = (3 * torch.randn(rows, classes, generator=random)).to(device, dtype)
     targets = torch.randint(classes, (rows,), generator=random).to(device)
-    # That of a mean, as a training step has it.
+    # The gradient of a mean, as in a training step.
     grad = torch.full((rows,), 1 / rows, device=device)
     check(loss, logits, targets, grad)
     logits.requires_grad_(backward)
 
     def step() -> None:
-        # In place the next step's logits are a gradient: other numbers, as much work.
+        # In place, the next step's logits are a gradient: different numbers, but as much work.
         losses = loss(logits, targets)
         if backward:
             torch.autograd.grad(losses, logits, grad)

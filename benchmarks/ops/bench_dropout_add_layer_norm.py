@@ -21,7 +21,7 @@ from fastadv.ops.dropout_add_layer_norm import (
 )
 
 HIDDEN, EPS, P = 768, 1e-12, 0.1
-# Tokens: 32 sentences (NER), 16 news texts, and as many as fill a GPU.
+# Tokens: 32 sentences (NER), 16 news texts, and enough to fill a GPU.
 SIZES = {"cpu": [640, 2880], "cuda": [640, 2880, 16384]}
 CASES = [(device, tokens) for device in DEVICES for tokens in SIZES[device]]
 WAYS = ("torch", "native", "triton", "compiled", "separate")
@@ -31,7 +31,7 @@ Norm = Callable[..., Tensor]
 
 def separate(x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, beta: Tensor,
              **options: Any) -> Tensor:  # fmt: skip
-    """PyTorch's own three, with a mask of their own."""
+    """PyTorch's own three functions, which draw their own mask."""
     z = F.dropout(x.float() + bias, options["p"]) + residual
     return F.layer_norm(z, (HIDDEN,), gain, beta, EPS)
 
@@ -49,11 +49,11 @@ def check(norm: Norm, leaves: list[Tensor], grad: Tensor, options: dict[str, Any
     """Result and gradients against the reference in float64, before anything is timed."""
     double = [x.detach().double().requires_grad_() for x in leaves]
     wanted, got = dropout_add_layer_norm_ref(*double, **options), norm(*leaves, **options)
-    # float32 sums of 768 numbers near 1.
+    # Float32 sums of 768 numbers near 1.
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
     wanted_grads = torch.autograd.grad(wanted, double, grad.double())
     got_grads = torch.autograd.grad(got, leaves, grad)
-    # z is kept in x's type; its error is that of a number near 4.
+    # z is kept in x's type: its error is the rounding error of a number near 4.
     unit = torch.finfo(leaves[0].dtype).eps
     for some, other in zip(got_grads[:3:2], wanted_grads[:3:2], strict=True):
         torch.testing.assert_close(some.double(), other, rtol=unit, atol=8 * unit)
@@ -80,7 +80,7 @@ def test_bench(
     for leaf in leaves:
         leaf.requires_grad_()
     options = {"eps": EPS, "p": p, "seed": torch.tensor([7], device=device), "site": 2}
-    # A mask of its own cannot be compared: that way is checked without.
+    # A way that draws its own mask cannot be compared, so it is checked without dropout.
     check(norm, leaves, grad, options | ({"p": 0.0} if way == "separate" else {}))
 
     def step() -> None:
@@ -90,7 +90,7 @@ def test_bench(
             torch.autograd.grad(y, leaves, grad)
 
     benchmark.pedantic(synchronised(step, device), rounds=30, warmup_rounds=5)
-    # Reads x and the residual, writes y; with the backward also z, written and read, and reads one
+    # Reads x and the residual, writes y. With the backward it also writes and reads z, reads one
     # gradient and writes two.
     low, full = leaves[0].nbytes, residual.nbytes
     moved = 4 * low + 4 * full if backward else low + 2 * full

@@ -1,4 +1,4 @@
-"""Adam on rows of a table, and the steps that they missed: every backend; torch is the replay.
+"""Adam on rows of a table, and the steps that they missed: every backend; torch replays them.
 
 pytest benchmarks/ops/bench_embedding_adam.py --benchmark-group-by=group
 """
@@ -23,7 +23,7 @@ from fastadv.ops.embedding_adam import (
 
 # A tenth of mBERT's table, of which a batch reads a sixth.
 WORDS, ROWS, HIDDEN = 12000, 2000, 768
-# The most steps that a row has missed; each row has a number of its own.
+# The most steps that a row has missed; rows differ in how many.
 MISSED, START = 200, 300
 STEP = START + MISSED
 NUMBERS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -39,7 +39,7 @@ class Table:
             return (torch.randn(rows, HIDDEN, generator=random) * size).to(device, dtype)
 
         self.weight, self.exp_avg = new(WORDS, 0.02), new(WORDS, 1e-4)
-        # Not below the square of 1e-4: a row that got no gradient to speak of moves by hundreds of
+        # At least the square of 1e-4: a row with hardly any gradient would move by hundreds of
         # rates.
         self.exp_avg_sq = new(WORDS, 1e-3).square() + 1e-8
         self.compensation = (
@@ -73,8 +73,8 @@ def test_bench(benchmark: Any, what: str, way: str, device: str) -> None:
     table, exact = Table(device), Table(device, torch.float64)
     getattr(table, what)(function, backend=way)
     getattr(exact, what)(reference)
-    # Before anything is timed: float32's unit of the weight, and of the replay's 200 roundings of
-    # moments what they do to a displacement of some rates.
+    # Before anything is timed. The limits are one unit of the float32 weight, and what the replay's
+    # 200 roundings of moments do to a displacement of some rates.
     torch.testing.assert_close(table.weight.double(), exact.weight, rtol=1.2e-7, atol=1e-8)
 
     def step() -> None:
@@ -83,16 +83,16 @@ def test_bench(benchmark: Any, what: str, way: str, device: str) -> None:
     moments = table.exp_avg.clone(), table.exp_avg_sq.clone()
 
     def restore() -> None:
-        """Momentum would be below the normal numbers, which are slow, after some rounds."""
+        """Otherwise momentum would reach subnormal numbers, which are slow, after some rounds."""
         table.exp_avg.copy_(moments[0])
         table.exp_avg_sq.copy_(moments[1])
         if device == "cuda":
             torch.cuda.synchronize()
 
-    # The replay takes seconds.
+    # One replay takes seconds.
     rounds = 3 if (what, way) == ("catch_up", "torch") else 20
     timed = synchronised(step, device)
     benchmark.pedantic(timed, setup=restore, rounds=rounds, warmup_rounds=1)
-    # Weight, both moments and compensation, both ways; a gradient, which missed steps have none of.
+    # Weight, both moments and compensation, both ways; a gradient, except for missed steps.
     moved = (28 + 4 * (what == "update")) * ROWS * HIDDEN
     benchmark.extra_info["GB/s"] = round(moved / benchmark.stats.stats.median / 1e9, 2)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fastadv.ops.embedding_layer_norm import embedding_layer_norm, embedding_layer_norm_ref
 
-# A tenth of mBERT's table: its dense gradient, which is zeroed, would be most of what is timed.
+# A tenth of mBERT's table: otherwise most of the time would go to zeroing its dense gradient.
 WORDS, PLACES, HIDDEN, EPS, P = 12000, 512, 768, 1e-12, 0.1
-# Tokens: 32 sentences (NER), 16 news texts, and as many as fill a GPU.
+# Tokens: 32 sentences (NER), 16 news texts, and enough to fill a GPU.
 SIZES = {"cpu": [640, 2880], "cuda": [640, 2880, 16384]}
 CASES = [(device, tokens) for device in DEVICES for tokens in SIZES[device]]
 WAYS = ("torch", "native", "triton", "compiled", "separate")
@@ -29,7 +29,7 @@ Embed = Callable[..., Tensor]
 
 def separate(ids: Tensor, places: Tensor, word: Tensor, position: Tensor, kind: Tensor,
              gain: Tensor, bias: Tensor, **options: Any) -> Tensor:  # fmt: skip
-    """PyTorch's own, with a mask of their own."""
+    """PyTorch's own functions, which draw their own mask."""
     z = F.embedding(ids, word) + F.embedding(places, position) + kind
     return F.dropout(F.layer_norm(z, (HIDDEN,), gain, bias, EPS), options["p"])
 
@@ -52,7 +52,7 @@ def check(
         embedding_layer_norm_ref(*ids, *double, **options),
         embed(*ids, *leaves, **options),
     )
-    # float32 sums of 768 numbers near 1, and over the tokens for the gradients.
+    # Float32 sums of 768 numbers near 1, and over the tokens for the gradients.
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
     wanted_grads = torch.autograd.grad(wanted, double, grad.double())
     for some, other in zip(torch.autograd.grad(got, leaves, grad), wanted_grads, strict=True):
@@ -76,7 +76,7 @@ def test_bench(
     leaves = [torch.randn(shape, generator=random).to(device).requires_grad_() for shape in shapes]
     grad = torch.randn(tokens, HIDDEN, generator=random).to(device)
     options = {"eps": EPS, "p": p, "seed": torch.tensor([7], device=device)}
-    # A mask of its own cannot be compared: that way is checked without.
+    # A way that draws its own mask cannot be compared, so it is checked without dropout.
     check(embed, ids, leaves, grad, options | ({"p": 0.0} if way == "separate" else {}))
 
     def step() -> None:
@@ -86,7 +86,7 @@ def test_bench(
             torch.autograd.grad(y, leaves, grad)
 
     benchmark.pedantic(synchronised(step, device), rounds=30, warmup_rounds=5)
-    # Reads a row of the word table and writes one; with the backward reads two, adds one to the
-    # gradient of the table, which is zeroed first, and leaves the smaller tables out of account.
+    # Reads a row of the word table and writes one. With the backward it reads two and adds one to
+    # the gradient of the table, which is zeroed first. The smaller tables are not counted.
     moved = grad.nbytes * (6 if backward else 2) + (leaves[0].nbytes if backward else 0)
     benchmark.extra_info["GB/s"] = round(moved / median_seconds(benchmark, step, device) / 1e9, 2)

@@ -1,4 +1,4 @@
-"""Products with weights: y = x W^T, and both gradients, against PyTorch's own.
+"""Matrix products with weights: y = x W^T, and both gradients, against PyTorch's own.
 
 pytest benchmarks/ops/bench_linear.py --benchmark-group-by=group
 """
@@ -18,20 +18,20 @@ from torch.nn.parameter import Parameter
 from fastadv.ops.linear import linear_ref
 from fastadv.weights.layouts import WeightLayouts
 
-# Depth and width of the four products of a layer of multilingual BERT.
+# Depth and width of the four matrix products in a layer of multilingual BERT.
 WEIGHTS = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
 # Tokens of a batch of 16 sentences (NER) and of 16 news texts.
 TOKENS = {"cpu": [330, 2880], "cuda": [330, 2880, 16384]}
 CASES = [(device, tokens, *size) for device in DEVICES for tokens in TOKENS[device]
          for size in WEIGHTS]  # fmt: skip
 PARTS = ("forward", "grad_x", "grad_weight")
-# The public function lays its weight out in every call; passes of the encoder do that once an
-# update, so that is not timed here ("layouts" is, apart).
+# The public function lays out its weight in every call. The encoder does that once per update, so
+# it is not timed here (but separately, as "layouts").
 WAYS = ("ours", "pytorch")
 
 
 def make(device: str, tokens: int, depth: int, width: int) -> dict[str, Any]:
-    """Operands in bfloat16 and room for the three results."""
+    """Operands in bfloat16 and buffers for the three results."""
     random = torch.Generator().manual_seed(tokens)
     x, grad = (torch.randn(tokens, n, generator=random) for n in (depth, width))
     weight = torch.randn(width, depth, generator=random) / depth**0.5
@@ -71,7 +71,7 @@ def check(part: str, data: dict[str, Any]) -> None:
         "grad_x": lambda: grad @ weight.bfloat16().float(),
         "grad_weight": lambda: grad.t() @ x,
     }[part]()
-    # Rounded once to bfloat16: half a unit in the last place, and a little for the sums' order.
+    # Rounded once to bfloat16: half a unit in the last place, plus a little for the sums' order.
     error = (data[part].float() - expected).abs().max()
     assert error <= 2**-8 * expected.abs().max(), part
 
@@ -96,7 +96,7 @@ def test_bench(
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("depth", "width"), WEIGHTS)
 def test_layouts(benchmark: Any, device: str, depth: int, width: int) -> None:
-    """Both copies of a weight, made once an update."""
+    """Both copies of a weight, made once per update."""
     need("linear", "native" if device == "cpu" else "torch", device)
     benchmark.group = f"{device} layouts {depth} to {width}"
     data = make(device, 1, depth, width)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastadv.ops.linear_bce import linear_bce, linear_bce_ref
 
 HIDDEN = 768
-# Rows: the two halves of a batch of 32, and many, where bandwidth shows.
+# Rows: the two halves of a batch of 32, and larger numbers, where bandwidth shows.
 ROWS = (64, 640, 5760, *((16384,) if "cuda" in DEVICES else ()))
 WAYS = ("torch", "native", "triton", "compiled", "addmv")
 
@@ -27,7 +27,7 @@ Bce = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def addmv(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The library's calls."""
+    """PyTorch's own functions."""
     logits = torch.addmv(bias.expand(h.shape[0]), h.float(), weight)
     return F.binary_cross_entropy_with_logits(logits, targets), logits.detach()
 
@@ -50,8 +50,8 @@ def check(bce: Bce, leaves: list[Tensor], targets: Tensor) -> None:
 
     for got, wanted in zip(run(bce), run(linear_bce_ref), strict=True):
         kind = torch.finfo(got.dtype)
-        # Float32 sums of 768 or some thousand numbers near 1 in another order, rounded at most
-        # once more to 16 bits: one unit in the last place.
+        # Float32 sums of 768 or some thousand numbers near 1 in another order, rounded at most once
+        # more to 16 bits: one unit in the last place.
         torch.testing.assert_close(got, wanted, rtol=max(kind.eps, 1e-4), atol=1e-5)
 
 

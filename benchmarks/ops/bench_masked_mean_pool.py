@@ -26,7 +26,7 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 
 def segment_reduce(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """PyTorch's own; it wants int64 offsets and keeps the input's type."""
+    """PyTorch's own; it needs int64 offsets and keeps the input's type."""
     return torch.segment_reduce(x.float(), "mean", offsets=cu_seqlens.long(), axis=0)
 
 
@@ -40,7 +40,7 @@ def pool_of(way: str, device: str) -> Pool:
 
 
 def make(device: str, tokens: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (tokens, 768) and offsets of sequences whose lengths vary by a factor of three or so."""
+    """x (tokens, 768) and offsets of sequences whose lengths vary by about a factor of three."""
     random = torch.Generator().manual_seed(tokens)
     cuts = torch.rand(batch, generator=random) + 0.5
     offsets = torch.cat([torch.zeros(1), (cuts.cumsum(0) / cuts.sum() * tokens)]).round().int()
@@ -53,7 +53,7 @@ def check(pool: Pool, x: Tensor, cu_seqlens: Tensor, grad: Tensor) -> None:
     """Result and gradient against the reference, before anything is timed."""
     x = x.clone().requires_grad_()
     wanted = masked_mean_pool_ref(x, cu_seqlens)
-    # float32 sums of up to some 500 numbers near 1, in another order.
+    # Float32 sums of up to about 500 numbers near 1, in another order.
     torch.testing.assert_close(pool(x, cu_seqlens), wanted, rtol=1e-5, atol=1e-5)
     (got_grad,) = torch.autograd.grad(pool(x, cu_seqlens), x, grad)
     (wanted_grad,) = torch.autograd.grad(wanted, x, grad)

@@ -1,4 +1,4 @@
-"""Attention within sequences, forward and backward, against what PyTorch has for it.
+"""Attention within sequences, forward and backward, against PyTorch's own functions.
 
 pytest benchmarks/ops/bench_varlen_attention.py --benchmark-group-by=group
 """
@@ -23,13 +23,13 @@ WAYS = ("native", "triton", "compiled", "sdpa", "flash")
 
 
 def drawn(count: int, mean: int, spread: int, longest: int) -> list[int]:
-    """Lengths of `count` sequences, normal and cut to what a sequence may have."""
+    """Lengths of `count` sequences, normally distributed and clipped to the allowed range."""
     random = torch.Generator().manual_seed(mean)
     lengths = mean + spread * torch.randn(count, generator=random)
     return lengths.round().clamp(3, longest).int().tolist()
 
 
-# Sequences of one length, and batches as the paper's tasks have them.
+# Sequences of one length, and batches like those of the paper's tasks.
 SHAPES = {
     f"{n} x {length}": [length] * n
     for n, length in ((16, 20), (64, 20), (16, 128), (16, 180), (8, 512))
@@ -42,7 +42,7 @@ Attention = Callable[[Tensor, Tensor, int, float, Tensor], Tensor]
 
 
 def sdpa(qkv: Tensor, cu_seqlens: Tensor, length: int, p: float, seed: Tensor) -> Tensor:
-    """PyTorch's own, on sequences of one length; with dropout its plain path."""
+    """PyTorch's own, on sequences of one length; with dropout it takes its plain path."""
     tokens, hidden = qkv.shape[0], qkv.shape[1] // 3
     q, k, v = qkv.view(-1, length, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
@@ -50,9 +50,9 @@ def sdpa(qkv: Tensor, cu_seqlens: Tensor, length: int, p: float, seed: Tensor) -
 
 
 def flash(qkv: Tensor, cu_seqlens: Tensor, length: int, p: float, seed: Tensor) -> Tensor:
-    """The flash kernel PyTorch ships for CUDA, on packed sequences; draws masks of its own."""
+    """The flash kernel that PyTorch ships for CUDA, on packed sequences; it draws its own masks."""
     q, k, v = qkv.view(-1, 3, HEADS, SIZE).unbind(1)
-    # Neither causal nor with a copy of the mask.
+    # Neither causal nor returning a copy of the mask.
     rest = (cu_seqlens, cu_seqlens, length, length, p, False, False)
     out: Tensor = torch.ops.aten._flash_attention_forward(q, k, v, *rest)[0]
     return out.reshape(qkv.shape[0], -1)
@@ -63,7 +63,7 @@ def reference(qkv: Tensor, cu_seqlens: Tensor, length: int, p: float, seed: Tens
 
 
 def attention_of(way: str, device: str, lengths: list[int]) -> Attention:
-    """Skips where a way cannot run, or takes no such lengths."""
+    """The attention function of a way; skips where it cannot run or does not take these lengths."""
     if way == "sdpa":
         if len(set(lengths)) > 1:
             pytest.skip("scaled_dot_product_attention takes sequences of one length")
@@ -86,7 +86,7 @@ def attention_of(way: str, device: str, lengths: list[int]) -> Attention:
 
 
 def check(attention: Attention, qkv: Tensor, grad: Tensor, rest: tuple[Any, ...]) -> None:
-    """Result and gradient without dropout (masks are each one's own) against float32."""
+    """Result and gradient against float32, without dropout: every way draws its own masks."""
     x = qkv.detach().clone().requires_grad_()
     wide = qkv.detach().float().requires_grad_()
     out, wanted = attention(x, *rest), reference(wide, *rest)
@@ -122,7 +122,7 @@ def test_bench(benchmark: Any, way: str, backward: bool, shape: str, p: float, d
             torch.autograd.grad(out, qkv, grad)
 
     benchmark.pedantic(synchronised(step, device), rounds=15, warmup_rounds=3)
-    # Two products forward, five backward; each 2 * length^2 * hidden operations a sequence.
+    # Two matrix products forward, five backward; each 2 * length^2 * hidden operations a sequence.
     operations = (14 if backward else 4) * sum(n * n for n in lengths) * hidden
     rate = operations / median_seconds(benchmark, step, device)
     benchmark.extra_info["TFLOP/s"] = round(rate / 1e12, 2)

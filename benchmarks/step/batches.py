@@ -25,7 +25,7 @@ from fastadv.data import read_conll, read_documents
 
 Examples = list[list[TokenSequence]]
 
-# A drawn text in word-pieces: two special ones, and one between them.
+# The fewest word-pieces of a drawn text: two special ones, and one between them.
 SHORTEST = 3
 
 
@@ -35,10 +35,11 @@ class Shape:
 
     Attributes:
         task: "classification" or "ner".
-        labels: Of real data, in the order of the output; drawn ones use the same number.
-        median, spread: Lengths drawn are log-normal: the median in word-pieces, and the standard
-            deviation of the logarithm; rounded, then cut to `SHORTEST` ... `max_length`.
-        max_length: In word-pieces, special ones included.
+        labels: The labels of real data, in the order of the output; drawn texts have as many.
+        median, spread: Drawn lengths are log-normal, with this median in word-pieces and this
+            standard deviation of the logarithm; they are rounded, then clipped to `SHORTEST` ...
+            `max_length`.
+        max_length: The longest text in word-pieces, special ones included.
     """
 
     task: TaskName
@@ -48,7 +49,7 @@ class Shape:
     max_length: int
 
 
-# Means after the cut: 20 pieces for sentences, as in CoNLL-2003 and English-EWT; 180 for news
+# Means after clipping: 20 pieces for sentences, as in CoNLL-2003 and English-EWT; 180 for news
 # stories, many of which are cut at 256.
 SHAPES = {
     "ner": Shape(
@@ -60,7 +61,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class StepDraws:
-    """What one iteration of Algorithm 1 draws, in lists of examples of one batch size."""
+    """What one iteration of Algorithm 1 draws: lists of examples, each of the batch size."""
 
     labeled: Examples
     other_d: Examples
@@ -69,7 +70,7 @@ class StepDraws:
     english_g: Examples
 
     def packed(self) -> tuple[PackedBatch, PackedBatch, PackedBatch]:
-        """The batches of T, D and G as `AdversarialFinetuner.collate` makes them."""
+        """The batches of T, D and G, as `AdversarialFinetuner.collate` makes them."""
         return (
             pack(self.labeled),
             _pack_sides(self.other_d, self.english_d),
@@ -77,28 +78,28 @@ class StepDraws:
         )
 
     def parts(self) -> list[PackedBatch]:
-        """T; D's other languages and English; G's: five batches, as a padded system reads them."""
+        """T; D's other languages and English; G's likewise: the five batches of a padded system."""
         sides = (self.other_d, self.english_d, self.other_g, self.english_g)
         return [pack(self.labeled), *(pack(side) for side in sides)]
 
     @property
     def sequences(self) -> int:
-        """Sequences of all five, every window of a long sentence one."""
+        """Sequences of all five batches; every window of a long sentence counts as one."""
         return sum(len(part) for part in self.parts())
 
     @property
     def useful_tokens(self) -> int:
-        """Tokens of all five, padding not counted."""
+        """Tokens of all five batches, without padding."""
         return sum(part.num_tokens for part in self.parts())
 
     @property
     def padded_tokens(self) -> int:
-        """The same with each of the five padded to its own longest sequence."""
+        """The same, with each of the five batches padded to its own longest sequence."""
         return sum(len(part) * part.max_seqlen for part in self.parts())
 
     def rows(self) -> tuple[int, int]:
-        """The different word-pieces of the T batch and of the G batch: rows of the table with a
-        gradient.
+        """The numbers of different word-pieces in the T batch and in the G batch: these rows of the
+        table have a gradient.
         """
         labeled, _, generator = self.packed()
         return len(labeled.input_ids.unique()), len(generator.input_ids.unique())
@@ -111,14 +112,14 @@ def _pack_sides(other: Examples, english: Examples) -> PackedBatch:
 def forward_flops(config: Any, lengths: Sequence[int]) -> int:
     """Floating-point operations of one forward pass over sequences of these lengths.
 
-    The unit of the step's count. A multiplication and an addition are two operations, so it is
-    2 * body parameters * tokens, where the body's parameters are the matrices of the layers: Q, K,
-    V and the output (4 H^2) and the two feed-forward ones (2 H I); and attention, which for a
-    sequence of n tokens multiplies Q with K and the result with V: 4 n^2 H a layer. Embeddings,
-    element-wise passes and the heads are not counted.
+    This is the unit of the step's count. A multiplication and an addition are two operations, so
+    the count is 2 * body parameters * tokens plus attention. The body's parameters are the matrices
+    of the layers: Q, K, V and the output (4 H^2) and the two feed-forward ones (2 H I). For a
+    sequence of n tokens, attention multiplies Q with K and the result with V: 4 n^2 H per layer.
+    Embeddings, element-wise passes and the heads are not counted.
 
     Args:
-        config: Of a BERT-like model.
+        config: The configuration of a BERT-like model.
         lengths: Tokens of each sequence, padding not counted.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
@@ -130,7 +131,7 @@ def step_flops(config: Any, draws: StepDraws) -> int:
     """Useful floating-point operations of one iteration: 11 forward-units.
 
     A backward pass costs two forwards. T: one batch forward and backward, 3 units. D: two sides,
-    forward alone, 2. G: two sides forward and backward, 6.
+    forward only, 2. G: two sides forward and backward, 6.
     """
     units = (3, 1, 1, 3, 3)
     lengths = [part.cu_seqlens.diff().tolist() for part in draws.parts()]
@@ -141,13 +142,13 @@ class DrawnTexts:
     """Random word-pieces of random lengths: no data needed.
 
     Args:
-        shape: Of the texts.
-        vocab_size: Ids are 1 ... vocab_size - 1 (0 pads), their logarithm uniform: Zipf's law, so
-            that a batch holds as many different pieces as text does, or nearly.
-        seed: Of everything drawn.
+        shape: The kind of texts to draw.
+        vocab_size: Ids are 1 ... vocab_size - 1 (0 is padding), and their logarithm is uniform
+            (Zipf's law), so that a batch holds about as many different pieces as real text.
+        seed: The seed of all draws.
 
     Attributes:
-        source: Where the lengths are from, in words.
+        source: Where the lengths come from, in words.
     """
 
     def __init__(self, shape: Shape, vocab_size: int, seed: int) -> None:
@@ -159,7 +160,7 @@ class DrawnTexts:
         self._rng = np.random.default_rng(seed)
 
     def step(self, batch_size: int) -> StepDraws:
-        """Draws of one iteration."""
+        """Draws one iteration."""
         sides = (self._examples(batch_size, labelled=False) for _ in range(4))
         return StepDraws(self._examples(batch_size, labelled=True), *sides)
 
@@ -194,10 +195,10 @@ class RealTexts:
     """Examples drawn with replacement from tokenised text.
 
     Args:
-        labeled: Labelled English.
-        others: Unlabelled text of other languages, drawn from as one.
-        seed: Of the draws.
-        source: Where the texts are from, in words.
+        labeled: Labelled English examples.
+        others: Unlabelled text of other languages, drawn from as one set.
+        seed: The seed of the draws.
+        source: Where the texts come from, in words.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class RealTexts:
         self._rng = np.random.default_rng(seed)
 
     def step(self, batch_size: int) -> StepDraws:
-        """Draws of one iteration."""
+        """Draws one iteration."""
         sides = (self._others, self._english, self._others, self._english)
         examples = [self._draw(side, batch_size) for side in sides]
         return StepDraws(self._draw([self._labeled], batch_size), *examples)
@@ -262,9 +263,9 @@ def _found(folder: Path, pattern: str) -> list[Path]:
 
 
 def make_tokenizer(model: Path | None, data: Path | None) -> Any:
-    """The tokenizer of a model folder; else multilingual BERT's, from the vocabulary in `data`.
+    """The tokenizer of a model folder, or multilingual BERT's from the vocabulary in `data`.
 
-    Without data nothing is ever tokenised, and a stand-in of one piece does.
+    Without data nothing is ever tokenised, so a stand-in with one piece is enough.
     """
     if data is None:
         pieces: Any = models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")

@@ -1,4 +1,4 @@
-"""Batches of baseline B2, filled up to one of few sizes, so that graphs can be kept by size."""
+"""Batches of baseline B2, padded to one of a few sizes, so that graphs can be kept by size."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from torch.nn import functional as F
 
 from fastadv.batches.packing import IGNORE_INDEX, PackedBatch
 
-# Fewest tokens of a bucket, and what the bound on a sequence's length is a multiple of.
+# The fewest tokens of a bucket, and the number whose multiples bound a sequence's length.
 LEAST = 64
 
 
 def bucket_tokens(count: int) -> int:
-    """Tokens rounded up to a sixteenth of the largest power of two in them, and to 64 or more."""
+    """Tokens rounded up to a sixteenth of the largest power of two in them, and to at least 64."""
     step = max(1 << (count.bit_length() - 1) >> 4, 1)
     return max(LEAST, -(-count // step) * step)
 
 
 def bucket_sequences(count: int) -> int:
-    """Room for that many sequences and the fillers of any bucket, a multiple of 8.
+    """Room for that many sequences and the filler sequences of any bucket, a multiple of 8.
 
-    A bucket adds less than a sixteenth of the tokens, so of the sequences, were all full.
+    A bucket adds less than a sixteenth to the tokens, and so to the sequences if all were full.
     """
     return -(-(count + count // 16 + 1) // 8) * 8
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A packed batch in the sizes of its bucket: T tokens, B sequences.
+    """A packed batch, padded to the sizes of its bucket: T tokens, B sequences.
 
-    Filler tokens come last, in sequences of their own; sequences after those are empty. Neither
-    counts: labels are IGNORE_INDEX, and `inverse`, `targets` and `shares` are zero.
+    Filler tokens come last, in their own sequences; sequences after those are empty. Neither has
+    any effect: labels are IGNORE_INDEX, and `inverse`, `targets` and `shares` are zero.
 
     Attributes:
         input_ids, position_ids: (T,) int64.
         cu_seqlens: (B + 1,) int32.
         sequences: (T,) int64, the sequence of each token.
-        places: (T,) int64, where each token lies in (B * longest), sequences padded to `longest`.
+        places: (T,) int64, the index of each token in (B * longest), sequences padded to `longest`.
         inverse: (B,) float32, one over the length.
         labels: (B,) or (T,) int64; None in D and G.
         scale: () float32, one over the examples of T; None in D and G.
         targets: (B,) float32, 1 for English and -1 for other languages; None in T.
-        shares: (B,) float32, what each sequence's loss counts for; None in T.
+        shares: (B,) float32, the weight of each sequence's loss; None in T.
         longest: Bound on a sequence's length, a multiple of 64.
     """
 
@@ -67,7 +67,7 @@ class Bucket:
         return len(self.input_ids), len(self.inverse), self.longest
 
     def tensors(self) -> list[Tensor]:
-        """All that there are, in one order."""
+        """All tensors that are not None, always in the same order."""
         values = (getattr(self, field.name) for field in fields(self))
         return [value for value in values if isinstance(value, Tensor)]
 
@@ -101,7 +101,7 @@ def fill(batch: PackedBatch) -> Bucket:
         targets = F.pad(batch.english.float() * 2 - 1, (0, sequences - count))
     return Bucket(
         input_ids=F.pad(batch.input_ids, (0, added)),
-        # A filler may be longer than any text: no position that the model lacks.
+        # A filler sequence may be longer than any text: no position may exceed the model's.
         position_ids=offsets % batch.max_seqlen,
         cu_seqlens=starts.int(),
         sequences=owners,

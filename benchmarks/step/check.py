@@ -1,4 +1,4 @@
-"""Whether a system computes what the reference does: nothing is timed that does not."""
+"""Whether a system computes what the reference computes: otherwise nothing of it is timed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from step.batches import SHAPES, DrawnTexts, StepDraws
 from step.systems import Padded, Phase, Setup, System
 
-# The check runs in float32 and several times over; on a CPU its texts are short.
+# The check runs several times, in float32; its texts are short because a CPU may run it.
 CHECK_BATCH, CHECK_LENGTH = 3, 24
-# Float32 rounding through 12 layers and back gives 1e-5 or less against another order of
-# summation; a wrong mean, mask or sign gives 1e-2 and more.
+# Another order of summation changes float32 results by 1e-5 or less through 12 layers and back; a
+# wrong mean, mask or sign changes them by 1e-2 or more.
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
-# Adam's first step is lr * sign(g). Entries whose gradient is nothing but rounding go either way:
-# those of key biases, exactly zero, are 0.4% of the tiny model, 9% in this norm. A phase left out
-# or a rate wrong by half gives 30% and more.
+# Adam's first step is lr * sign(g). Entries whose gradient is only rounding go either way. Key
+# biases, whose true gradient is zero, are such entries: 0.4% of the tiny model, 9% in this norm. A
+# missing phase or a rate that is wrong by half gives 30% or more.
 WEIGHT_TOLERANCE = 0.15
-# In bfloat16 no system may be further from float32 than twice what the reference is in the same
-# precision: two roundings of the same size are as likely to differ by that in their sums.
+# In bfloat16 a system's error against float32 may be at most twice the error of the reference in
+# the same precision: sums of equally many roundings may differ by that factor.
 LOW_PRECISION_FACTOR = 2.0
 
 
@@ -35,10 +35,10 @@ class Check:
         losses: Largest relative difference of the three losses, float32.
         gradients: Largest difference of a gradient in float32, relative to its norm plus a
             hundredth of the phase's.
-        weights: Largest relative difference of what one step in float32 moved, of the encoder and
+        weights: Largest relative difference in what one float32 step moved, for the encoder and
             either head.
-        low_precision: In the precision that is timed, the error of the gradients against the
-            float32 reference over the reference's own in that precision; None in float32.
+        low_precision: In the timed precision, the error of the gradients against the float32
+            reference, divided by the reference's own error in that precision; None in float32.
     """
 
     system: str
@@ -49,7 +49,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """All within their tolerances (NaN is not)."""
+        """Whether all are within their tolerances (NaN is not)."""
         return (
             self.losses <= LOSS_TOLERANCE
             and self.gradients <= GRADIENT_TOLERANCE
@@ -68,12 +68,12 @@ def check_draws(setup: Setup) -> StepDraws:
 
 def check(system: type[System], setup: Setup, draws: StepDraws) -> Check:
     """Runs `system` and the reference over the same draws with the same weights."""
-    # One rate for all phases, or T's part would hide that G's is missing.
+    # One rate for all phases: otherwise T's part would hide a missing G.
     rate = 1e-5
     exact = setup.with_config(
         dropout=0.0, precision="fp32", lr_task=rate, lr_discriminator=rate, lr_generator=rate
     )
-    # One after the other, and freed: optimisers' states of large models fill the memory.
+    # One after the other, and freed: the optimiser states of large models fill the memory.
     oracle = Padded(exact)
     expected = oracle.gradients(oracle.prepare(draws))
     start = {n: w.clone() for n, w in oracle.weights().items()}

@@ -22,10 +22,10 @@ class Part:
     """Sequences of a phase that go through the encoder together.
 
     Attributes:
-        batch: (B, L) padded.
+        batch: The padded batch, (B, L).
         targets: (B,) float32, 1 for English and -1 for other languages; None in T.
-        shares: (B,) float32, what each sequence's loss counts for: one over the number of its
-            side in the whole phase; None in T.
+        shares: (B,) float32, the weight of each sequence's loss: one over the number of sequences
+            of its side in the whole phase; None in T.
     """
 
     batch: PaddedBatch
@@ -36,27 +36,27 @@ class Part:
 class Compiled(Padded):
     """B1: transformers, padded, autocast, compiled, fused Adam, no encoder gradient in D.
 
-    Batches are sorted by length as far as the draws, which are the same for all systems, allow:
-    the two sides of D and of G are put together, ordered by length, and cut in a shorter and a
-    longer half, so there is as much to launch as in B0, and less padding. T's batch stays whole:
-    in halves it would write every gradient twice.
+    Batches are sorted by length as far as the draws, which are the same for all systems, allow: the
+    two sides of D and of G are combined, sorted by length, and cut into a shorter and a longer
+    half. So there is as much to launch as in B0, and less padding. T's batch stays whole: in halves
+    it would write every gradient twice.
 
     torch.compile is applied to every layer of the encoder, to its embeddings and to the pooling,
-    with symbolic shapes: one graph serves all layers and lengths. Compiling the encoder as a
-    whole takes several times as long.
+    with symbolic shapes: one graph serves all layers and lengths. Compiling the encoder as a whole
+    takes several times as long.
     """
 
     name: ClassVar[str] = "b1"
     what: ClassVar[str] = (
         "transformers, padded by length, autocast, compiled, fused Adam, D no grad"
     )
-    # Of torch.compile; "eager" runs what was traced without a compiler.
+    # A backend of torch.compile; "eager" runs what was traced without a compiler.
     backend: ClassVar[str] = "inductor"
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        # Graphs of an earlier instance would stay in memory, be tried first, and count against
-        # the limit beyond which PyTorch no longer compiles.
+        # Graphs of an earlier instance would stay in memory, be tried first, and count towards the
+        # limit beyond which PyTorch stops compiling.
         torch._dynamo.reset()
         reference = self._reference
         compile_regions(reference.encoder, self.backend)
@@ -82,10 +82,10 @@ class Compiled(Padded):
         )
 
     def warm_up(self, batches: Any) -> None:
-        """Compiles every graph that a step needs.
+        """Compiles every graph that a step needs, with padding and without.
 
-        With padding and without: where all sequences are equally long, as among the longer halves
-        of news they often are, transformers passes no mask on, and layers have other graphs.
+        The longer halves of news are often all of one length. transformers then passes on no mask,
+        and layers have other graphs.
         """
         for last in (0, 1):
             self.gradients([[_padded_at_end(part, last) for part in phase] for phase in batches])
@@ -106,7 +106,7 @@ class Compiled(Padded):
         losses = []
         for part in batch:
             loss = self._task_loss(part) if phase == "task" else self._side_loss(part, phase)
-            # Part by part: gradients add up, and activations of one part are held at a time.
+            # Part by part: gradients add up, and only one part's activations are held at a time.
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -140,7 +140,7 @@ class Compiled(Padded):
 
 
 def halves(other: Examples, english: Examples, device: torch.device) -> list[Part]:
-    """Both sides of a D or G draw by length: the shorter half of the examples, then the longer."""
+    """Both sides of a D or G draw, by length: the shorter half of the examples, then the longer."""
     sides = [(example, False) for example in other] + [(example, True) for example in english]
     sides.sort(key=lambda side: max(len(sequence.input_ids) for sequence in side[0]))
     # Every window of a long sentence counts as a sequence of its own, as in the other systems.
@@ -156,7 +156,7 @@ def halves(other: Examples, english: Examples, device: torch.device) -> list[Par
 
 
 def _padded_at_end(part: Part, last: int) -> Part:
-    """The part with a mask of ones, but `last` at the end of its first sequence."""
+    """The part with a mask of ones, except for `last` at the end of its first sequence."""
     mask = torch.ones_like(part.batch.attention_mask)
     mask[0, -1] = last
     return replace(part, batch=replace(part.batch, attention_mask=mask))
@@ -176,15 +176,15 @@ def compiler_missing(device: torch.device) -> str | None:
 
 
 def graphs_compiled() -> int:
-    """Graphs that torch.compile has made in this process so far."""
+    """The number of graphs that torch.compile has made in this process so far."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def compile_regions(encoder: nn.Module, backend: str = "inductor") -> None:
     """Compiles a transformers encoder in place, part by part, with symbolic shapes.
 
-    The parts are the embeddings and every layer: the longest list of modules. From then on it is
-    an error where PyTorch would compile no more, and run the rest as it is.
+    The parts are the embeddings and every layer, found as the longest list of modules. From then
+    on, PyTorch raises an error where it would otherwise stop compiling and run the rest as it is.
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]

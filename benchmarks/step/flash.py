@@ -1,4 +1,4 @@
-"""Baseline B2: packed, flash attention, one CUDA graph a step, no kernels of one's own."""
+"""Baseline B2: packed, flash attention, one CUDA graph per step, no custom kernels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ PHASES = PIECES[::2]
 
 
 def attention(qkv: Tensor, batch: Bucket, heads: int, dropout: float) -> Tensor:
-    """Every token over its own sequence: (T, 3H) to (T, H)."""
+    """Attention of every token within its own sequence: (T, 3H) to (T, H)."""
     query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
     bound, ends = batch.longest, batch.cu_seqlens
     if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
         flash = torch.ops.aten._flash_attention_forward
         found = flash(query, key, value, ends, ends, bound, bound, dropout, False, False)
         return found[0].flatten(1)
-    # Flash takes no float32, and no CPU: padded, which is exact too.
+    # Flash attention takes neither float32 nor the CPU: there sequences are padded, which is exact
+    # too.
     count = len(batch.inverse)
     padded = [
         x.new_zeros(count * bound, *x.shape[1:])
@@ -37,7 +38,7 @@ def attention(qkv: Tensor, batch: Bucket, heads: int, dropout: float) -> Tensor:
         .transpose(1, 2)
         for x in (query, key, value)
     ]
-    # An empty sequence reads one zero: a softmax over nothing would be NaN.
+    # An empty sequence reads one zero, because a softmax over nothing would be NaN.
     known = ends.diff().clamp(min=1)
     mask = torch.arange(bound, device=ends.device) < known[:, None, None, None]
     found = F.scaled_dot_product_attention(*padded, attn_mask=mask, dropout_p=dropout)
@@ -53,24 +54,25 @@ def embed(ids: Tensor, positions: Tensor, module: Any, low: torch.dtype) -> tupl
 
 
 def add_norm(product: Tensor, residual: Tensor, module: Any, low: torch.dtype) -> Any:
-    """What comes after the product of `module.dense`: (T, H) in float32 and in `low`."""
+    """What comes after the matrix product of `module.dense`: (T, H) in float32 and in `low`."""
     hidden = module.LayerNorm(module.dropout(product + module.dense.bias) + residual)
     return hidden, hidden.to(low)
 
 
 def bias_gelu(product: Tensor, dense: nn.Linear) -> Tensor:
-    """Bias and GELU after the product of `dense`, (T, I)."""
+    """Bias and GELU after the matrix product of `dense`, (T, I)."""
     return F.gelu(product + dense.bias).to(product.dtype)
 
 
 class Flash:
     """B2: packed tokens through aten's flash attention, in buckets, every step one CUDA graph.
 
-    What torch.compile fuses is element-wise code alone: embeddings with their norm, bias with
-    GELU, bias with dropout, residual and norm. Shapes are symbolic: with fixed ones every size of
-    a batch would compile all of it again, and rows of fixed width are as fast either way.
+    torch.compile fuses element-wise code only: embeddings with their norm, bias with GELU, bias
+    with dropout, residual and norm. Shapes are symbolic: with fixed shapes, every batch size would
+    compile all of it again, and rows of fixed width are equally fast either way.
 
-    Weights are cast once for T, and once for D and G, between whose passes they do not change.
+    Weights are cast once for T, and once for D and G together, because they do not change in
+    between.
 
     Raises:
         ValueError: The encoder is no BERT with exact GELU.
@@ -78,10 +80,10 @@ class Flash:
 
     name: ClassVar[str] = "b2"
     what: ClassVar[str] = "packed, flash attention, buckets, CUDA graph, compiled, fused Adam"
-    # Of torch.compile; None for "inductor" on a GPU, and nothing compiled elsewhere.
+    # A backend of torch.compile; None means "inductor" on a GPU, and no compiling elsewhere.
     backend: ClassVar[str | None] = None
-    # The most that a graph of the latest instance had in use at once, of memory that is the graphs'
-    # own: no replay allocates any, so nobody else can measure it.
+    # The most memory that a graph of the latest instance used at once from the graphs' own pool: a
+    # replay allocates none, so it cannot be measured from outside.
     graph_bytes: ClassVar[int] = 0
 
     def __init__(self, setup: Setup) -> None:
@@ -93,7 +95,7 @@ class Flash:
                 "--baselines b0,b1 leaves B2 out"
             )
         self._encoder: Any = copy.deepcopy(setup.encoder)
-        # As in the library: the pooler is not run, and not trained.
+        # As in the library, the pooler is neither run nor trained.
         self._encoder.pooler = None
         if config.dropout is not None:
             set_dropout(self._encoder, self._encoder.config, config.dropout)
@@ -118,7 +120,7 @@ class Flash:
         backend = self.backend or ("inductor" if self._on_gpu else None)
         if backend is None:
             return list(parts)
-        # With and without gradient, in every precision and rate of dropout that is run.
+        # With and without gradient, in every precision and every rate of dropout that is run.
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         return [torch.compile(p, dynamic=True, fullgraph=True, backend=backend) for p in parts]
 
@@ -134,8 +136,8 @@ class Flash:
         }
 
     def prepare(self, draws: StepDraws) -> list[Bucket]:
-        """The buckets of T, D and G. After `warm_up` a graph that is missing is captured here,
-        since no time of `prepare` is a step's.
+        """The buckets of T, D and G. After `warm_up` a missing graph is captured here, because the
+        time of `prepare` does not count as a step's.
         """
         batches = [fill(batch).apply(lambda t: t.to(self._device)) for batch in draws.packed()]
         if self._warm:
@@ -143,7 +145,7 @@ class Flash:
         return batches
 
     def warm_up(self, batches: Sequence[Bucket]) -> None:
-        """Captures the graph of these sizes, and compiles what it needs; on a CPU nothing."""
+        """Captures the graph for these sizes, and compiles what it needs; does nothing on a CPU."""
         self._warm = True
         if self._on_gpu and _key(batches) not in self._graphs:
             self._graphs[_key(batches)] = self._capture(batches)
@@ -151,7 +153,7 @@ class Flash:
     def step(self, batches: Sequence[Bucket]) -> object:
         if not self._on_gpu:
             return self._run(batches)
-        # Only where nobody warmed up: `prepare` has done it for all batches that are timed.
+        # Only needed without a warm-up: `prepare` has done it for all batches that are timed.
         self.warm_up(batches)
         graph, inputs, losses = self._graphs[_key(batches)]
         targets = [t for bucket in inputs for t in bucket.tensors()]
@@ -167,8 +169,8 @@ class Flash:
         return losses
 
     def _capture(self, batches: Sequence[Bucket]) -> Any:
-        """The graph, the tensors that it reads and its losses. Nothing is updated by capturing,
-        and what runs before it is without updates, so weights and states stay.
+        """The graph, the tensors that it reads and its losses. Capturing updates nothing, and what
+        runs before it has no updates, so weights and states stay the same.
         """
         inputs = [batch.apply(torch.clone) for batch in batches]
         self._create_states()
@@ -188,14 +190,14 @@ class Flash:
             losses = self._run(inputs)
         used = torch.cuda.max_memory_allocated(self._device) - held
         Flash.graph_bytes = max(Flash.graph_bytes, used)
-        # The gradients lie in the pool, where the next graph may have their place.
+        # The gradients lie in the pool, where the next graph may reuse their memory.
         self.clear()
         return graph, inputs, losses
 
     def _create_states(self) -> None:
-        """Adam's moments, which must be there before a graph reads them.
+        """Creates Adam's moments, which must exist before a graph reads them.
 
-        From moments of zero a gradient of zero moves nothing; only the count must be put back.
+        With moments of zero, a gradient of zero moves nothing; only the step count must be reset.
         """
         for adam in self._adams.values():
             if adam.state:
@@ -219,7 +221,7 @@ class Flash:
         """The loss of a phase; its gradients, and no others, are in `.grad`."""
         cast = self._cast
         self.clear()
-        # D leaves the encoder as it is, so that G reads what D had cast.
+        # D does not change the encoder, so G reads the weights that D has cast.
         self._cast = cast if phase == "generator" else None
         loss = self._loss(phase, batch)
         loss.backward()
@@ -267,12 +269,12 @@ class Flash:
         return -(F.logsigmoid(targets * logits) * batch.shares).sum()
 
     def _pooled(self, hidden: Tensor, batch: Bucket) -> Tensor:
-        """(B, H) means: a product, which adds up in a fixed order, with no atomic additions."""
+        """(B, H) means: a matrix product adds in a fixed order, without atomic additions."""
         owners = torch.arange(len(batch.inverse), device=hidden.device)
         return ((batch.sequences == owners[:, None]) * batch.inverse[:, None]) @ hidden
 
     def hidden(self, batch: Bucket, gradient: bool = True) -> Tensor:
-        """(T, H) float32, the encoder's last layer; of filler tokens something finite."""
+        """(T, H) float32, the encoder's last layer; filler tokens get some finite values."""
         if self._cast is None:
             self._cast = [_cast_layer(layer, self._low) for layer in self._encoder.encoder.layer]
         config = self._encoder.config
@@ -292,7 +294,7 @@ class Flash:
 
 
 def _cast_layer(layer: Any, low: torch.dtype) -> list[Tensor]:
-    """A layer's matrices in `low`: of Q, K and V together, their biases, and the other three."""
+    """A layer's matrices in `low`: Q, K and V as one, their biases, and the other three."""
     own = layer.attention.self
     parts = (own.query, own.key, own.value)
     others = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)

@@ -18,8 +18,8 @@ class Floor:
 
     Attributes:
         flops: Useful floating-point operations of a step.
-        optimizer_bytes: That the updates cannot do without.
-        matrix_seconds, copy_seconds: What the two take, one after the other.
+        optimizer_bytes: The bytes that the updates cannot avoid moving.
+        matrix_seconds, copy_seconds: The times of the two, one after the other.
     """
 
     flops: float
@@ -34,18 +34,19 @@ class Floor:
 
 
 def floor(setup: Setup, draws: Sequence[StepDraws], flop_rate: float, byte_rate: float) -> Floor:
-    """The floor of a step over `draws`, rates in operations and bytes a second."""
+    """The floor of a step over `draws`; rates are in operations and bytes per second."""
     flops = statistics.fmean(step_flops(setup.encoder.config, d) for d in draws)
     traffic = statistics.fmean(optimizer_bytes(setup, d) for d in draws)
     return Floor(flops, traffic, flops / flop_rate, traffic / byte_rate)
 
 
 def optimizer_bytes(setup: Setup, draws: StepDraws) -> int:
-    """Bytes that the updates of T and G cannot do without.
+    """Bytes that the updates of T and G cannot avoid moving.
 
-    Per weight 28: the float32 weight and its two moments read and written, the gradient read. Of
-    the embedding table only the rows that the batch holds count: without weight decay the update
-    of the others can wait until they are read. D's few hundred weights are left out.
+    There are 28 bytes per weight: the float32 weight and its two moments are read and written, the
+    gradient is read. Of the embedding table only the rows in the batch count, because without
+    weight decay the update of the others can wait until they are read. D's few hundred weights are
+    left out.
     """
     table: Tensor = setup.encoder.get_input_embeddings().weight  # type: ignore[assignment]
     pooler = getattr(setup.encoder, "pooler", None)

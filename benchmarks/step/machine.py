@@ -1,4 +1,4 @@
-"""What the machine is, what it can do at best, and how much memory a piece of work takes."""
+"""What the machine is, its highest measured rates, and how much memory a piece of work takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-# Variables of the C library that change how often memory is given back and faulted in again.
+# Variables of the C library that change how often memory is returned and faulted in again.
 ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
 
 
@@ -32,7 +32,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def versions(device: torch.device) -> dict[str, str | None]:
-    """Of what runs on the machine; None for what is not installed."""
+    """The versions of what runs on the machine; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("fastadv", "torch", "transformers", "triton"):
         try:
@@ -46,7 +46,7 @@ def versions(device: torch.device) -> dict[str, str | None]:
 
 
 def allocator_environment() -> dict[str, str]:
-    """The variables of `ALLOCATOR_VARIABLES` that are set; all systems share what they do."""
+    """The variables of `ALLOCATOR_VARIABLES` that are set; they affect all systems alike."""
     return {n: v for n, v in sorted(os.environ.items()) if n.startswith(ALLOCATOR_VARIABLES)}
 
 
@@ -60,13 +60,13 @@ def _processor() -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done everything that it was given."""
+    """Waits until the device has finished all work that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of `work`, the device's part included."""
+    """Wall-clock seconds of `work`, including the device's part."""
     synchronize(device)
     start = time.perf_counter()
     work()
@@ -75,9 +75,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
-    """Floating-point operations a second of a large square product, the fastest of some.
+    """Floating-point operations per second of a large square matrix product, the best of several.
 
-    The fastest, for a floor is what the machine can do at best. The size fills the device: 8192
+    The fastest, because a floor is what the machine can do at best. The size fills the device: 8192
     keeps a large GPU busy for a millisecond or more.
     """
     size = 8192 if device.type == "cuda" else 2048
@@ -88,7 +88,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 9) -> f
 
 
 def copy_bandwidth(device: torch.device, repeats: int = 9) -> float:
-    """Bytes a second of copies far larger than any cache, the fastest of some.
+    """Bytes per second of copies far larger than any cache, the fastest of several.
 
     Read and written bytes are both counted.
     """
@@ -102,11 +102,12 @@ def copy_bandwidth(device: torch.device, repeats: int = 9) -> float:
 class Memory:
     """Bytes that a piece of work takes.
 
-    On a GPU what PyTorch allocated there. On a CPU the process's resident memory, whose peak Linux
-    lets a process reset: a coarse measure, in which a small model drowns. Elsewhere unknown.
+    On a GPU this is what PyTorch allocated there. On a CPU it is the process's resident memory,
+    whose peak Linux lets a process reset: a coarse measure, too coarse for a small model. Elsewhere
+    it is unknown.
     """
 
-    # Said beside the numbers.
+    # Printed with the numbers.
     METHODS: ClassVar[dict[str, str]] = {
         "cuda": "allocated by PyTorch on the GPU",
         "cpu": "resident set of the process: /proc/self/status VmRSS, VmHWM after a reset",
@@ -117,14 +118,14 @@ class Memory:
         self.known = device.type == "cuda" or Path("/proc/self/clear_refs").exists()
 
     def held(self) -> int:
-        """Bytes in use, after giving back what is free."""
+        """Bytes in use, after returning what is free."""
         gc.collect()
         if not self.known:
             return 0
         if self.device.type == "cuda":
             synchronize(self.device)
             return torch.cuda.memory_allocated(self.device)
-        # The allocator keeps freed pages, which would then count as another's.
+        # The allocator keeps freed pages, which would then be counted for another system.
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
         return _status("VmRSS")

@@ -15,7 +15,7 @@ from fastadv.nn.heads import output_projection
 from step.batches import Shape
 from step.systems import Setup
 
-# Weights are random: time does not depend on their values.
+# Weights are random, because time does not depend on their values.
 MODEL_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 500,
@@ -52,11 +52,11 @@ MODEL_SIZES: dict[str, dict[str, Any]] = {
 
 
 def make_encoder(size: str, folder: Path | None, least_vocab: int) -> PreTrainedModel:
-    """The model in `folder`, or where that is None one of `size` with random weights.
+    """The model in `folder`, or, where that is None, one of `size` with random weights.
 
     Args:
-        size: Of `MODEL_SIZES`.
-        least_vocab: Ids that texts may hold; a smaller table of a size is enlarged to it.
+        size: A name in `MODEL_SIZES`.
+        least_vocab: The number of ids that texts may hold; a smaller table is enlarged to it.
 
     Raises:
         ValueError: The folder holds no encoder.

@@ -1,4 +1,4 @@
-"""Which operations one step's time goes to: a step under PyTorch's profiler."""
+"""Which operations take one step's time: a step under PyTorch's profiler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from step.machine import seconds
 OVERHEAD = "python overhead"
 REST = "everything else"
 
-# Groups that own whatever runs inside them: how they are put together is their affair.
+# These groups own whatever runs inside them, however they are implemented.
 ENCLOSING = {
     "optimiser": r"^Optimizer\.step|^aten::_fused_adam|^fastadv::(embedding_)?adam",
     "matrix products": r"^fastadv::linear(_gelu)?(_backward\w*)?$",
@@ -31,8 +31,8 @@ ENCLOSING = {
     r"|flash_(fwd|bwd)|fmha|sdpa",
     "dropout": r"^aten::(native_)?dropout|^aten::bernoulli|fused_dropout|masked_scale",
 }
-# Operations by their own name; after the names of PyTorch's those of kernels on a GPU, which are
-# asked where an operation's name says nothing.
+# Operations by their own name: first PyTorch's names, then those of kernels on a GPU, which are
+# looked up where an operation's name says nothing.
 PLAIN = {
     "matrix products": r"^aten::(mm|addmm|bmm|baddbmm|addbmm|linear|matmul|_addmm_activation)$"
     r"|^aten::mkldnn_linear|^mkldnn::_linear|gemm|nvjet|cutlass|splitK",
@@ -52,14 +52,16 @@ PLAIN = {
 def operations(work: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Seconds that `work` spends in each group of operations, the longest first.
 
-    Times are the operations' own: of the CPU, or of the GPU where the data is there. Operations of
-    the library go by their names, forward and backward apart, with all that they call; others in
-    groups, as `ENCLOSING` and `PLAIN` say; what neither knows is `REST`. Last comes `OVERHEAD`:
-    the rest of the wall-clock time, in which Python, autograd and the profiler itself run and a
-    GPU waits. Products that attention is made of count as its own only where PyTorch calls them in
-    one operation; in its backward pass, or compiled, they are products. What is fused into a
-    product is part of it. "compiled graphs" is what torch.compile fused, and on a CPU the calls of
-    its graphs.
+    Times are the operations' own times, on the CPU or, where the data is there, on the GPU.
+    Operations of the library keep their names, forward and backward separate, and include all that
+    they call; others are grouped by `ENCLOSING` and `PLAIN`; operations in neither are `REST`. Last
+    comes `OVERHEAD`: the rest of the wall-clock time, in which Python, autograd and the profiler
+    itself run and a GPU waits.
+
+    Matrix products inside attention count as attention only where PyTorch calls them in one
+    operation; in its backward pass, or compiled, they count as matrix products. What is fused into
+    a matrix product is part of it. "compiled graphs" is what torch.compile fused, and on a CPU the
+    calls of its graphs.
     """
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
@@ -78,7 +80,7 @@ def group_of(*names: str) -> str | None:
     """The group of an operation; None for a frame around operations, whose own time is overhead.
 
     Args:
-        names: Its own, then those of what it runs inside of, outwards.
+        names: The operation's own name, then the names of what it runs inside of, outwards.
     """
     for name in reversed(names):
         if (group := _enclosing(name)) is not None:
@@ -96,7 +98,7 @@ def _enclosing(name: str) -> str | None:
 
 @functools.cache
 def _plain(name: str) -> str | None:
-    # A node of autograd is named for what it calls, and its own time is that of calling it.
+    # An autograd node is named after what it calls; its own time is the time of calling it.
     if re.search(r"^(torch::)?autograd::|Backward\d*$", name):
         return None
     for group, pattern in PLAIN.items():
@@ -140,9 +142,10 @@ def _of_kernel(group: str | None, name: str) -> str:
 
 @contextmanager
 def _named_triton() -> Iterator[None]:
-    """The library's functions in Triton under the names that the native ones have.
+    """Names the library's Triton functions after the native ones.
 
-    PyTorch's dispatcher tells the profiler of those alone, and Triton's kernels share names.
+    PyTorch's dispatcher reports only native functions to the profiler, and Triton kernels share
+    names.
     """
     with ExitStack() as stack:
         for operation in backends.OPERATIONS:
@@ -159,7 +162,7 @@ def _named_triton() -> Iterator[None]:
 
 def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def named(*args: Any, **options: Any) -> Any:
-        # Unlike record_function it makes an operation of it, to which kernels are ascribed.
+        # Unlike record_function, this makes an operation, to which kernels are attributed.
         with torch._C._profiler._RecordFunctionFast(f"fastadv::{name}"):
             return function(*args, **options)
 

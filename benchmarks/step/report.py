@@ -1,4 +1,4 @@
-"""What step_time.py says of a shape: rows of its JSON, and what it prints of them."""
+"""What step_time.py reports for a shape: rows of its JSON, and what it prints of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from step.timing import Measured
 
 
 def check_rows(checks: Sequence[Check]) -> dict[str, dict[str, Any]]:
-    """By system."""
+    """The results of the checks, by system."""
     return {c.system: dataclasses.asdict(c) | {"passed": c.passed} for c in checks}
 
 
@@ -27,14 +27,14 @@ def time_rows(
     draws: Sequence[StepDraws],
     baselines: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything measured of one shape, as the module step_time says.
+    """Everything measured for one shape, in the form that the module step_time describes.
 
     Args:
-        measured: By system, the library among them.
+        measured: The measurements by system, including the library.
         least: The step's floor.
-        rates: Floating-point operations and bytes a second that it stands on.
-        draws: That were timed.
-        baselines: All there are, those that were left out too.
+        rates: The operations and bytes per second that the floor is based on.
+        draws: The draws that were timed.
+        baselines: All existing baselines, including those that were left out.
     """
     medians = {name: statistics.median(m.seconds) for name, m in measured.items()}
     fractions = {name: least.seconds / s for name, s in medians.items()}
@@ -95,7 +95,7 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def print_head(result: Mapping[str, Any]) -> None:
-    """The shape, the machine, versions, settings, and where the lengths are from."""
+    """The shape, the machine, versions, settings, and where the lengths come from."""
     print(f"\n{result['shape']}")
     for name in ("machine", "versions", "environment", "settings"):
         facts = ", ".join(f"{k} {v}" for k, v in result[name].items() if v is not None)
@@ -120,7 +120,7 @@ def print_checks(result: Mapping[str, Any]) -> None:
 
 
 def print_times(result: Mapping[str, Any]) -> None:
-    """What was measured of one shape."""
+    """What was measured for one shape."""
     tokens, least = result["tokens"], result["floor"]
     print(
         f"  a step: {tokens['useful']:.0f} useful tokens ({tokens['padded']:.0f} padded), "
@@ -165,7 +165,7 @@ def _print_phases(result: Mapping[str, Any]) -> None:
 
 
 def _print_operations(result: Mapping[str, Any]) -> None:
-    """The largest of any system first; a group of which a system has nothing is a dash."""
+    """The groups that are largest in any system first; a dash where a system has nothing."""
     found = result["operations"]
     largest: dict[str, float] = {}
     for rows in found.values():

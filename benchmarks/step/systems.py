@@ -1,6 +1,6 @@
-"""The systems that step_time.py compares, but for the compiled one (step/compiled.py).
+"""The systems that step_time.py compares, except for the compiled one (step/compiled.py).
 
-Another baseline is one more class with the methods of `System`, and a place in `SYSTEMS` there.
+Another baseline is one more class with the methods of `System`, and an entry in `SYSTEMS` there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Phase = tuple[Tensor, dict[str, Tensor]]
 # A part of a step: its name in PIECES, and the work.
 Piece = tuple[str, Callable[[], object]]
 
-# Of a phase the loss and its gradients, then the optimiser's update, in Algorithm 1's order.
+# For each phase the loss and its gradients, then the optimiser's update, in Algorithm 1's order.
 PIECES = (
     "task",
     "task_update",
@@ -45,8 +45,8 @@ class Setup:
     """What every system starts from.
 
     Attributes:
-        encoder: Copied by each system.
-        task_head, discriminator: Linear layers, copied too.
+        encoder: The encoder, which each system copies.
+        task_head, discriminator: Linear layers, also copied.
         config: Rates, backend, precision ("bf16" or "fp32") and dropout (None for the encoder's
             own).
     """
@@ -77,29 +77,29 @@ class System(Protocol):
         """The draws as this system reads them, on the device; not timed."""
 
     def warm_up(self, batches: Any) -> None:
-        """What is done once for all steps, such as compiling; neither its time nor its memory is
-        a step's. Weights stay as they are.
+        """Does what is done once for all steps, such as compiling. Its time and its memory are not
+        counted for a step. Weights stay as they are.
         """
 
     def step(self, batches: Any) -> object:
-        """T, D and G with their updates; what is timed."""
+        """T, D and G with their updates; this is timed."""
 
     def pieces(self, batches: Any) -> list[Piece]:
-        """The same step as the parts of `PIECES`, to be run in this order."""
+        """The same step as the parts in `PIECES`, to be run in this order."""
 
     def clear(self) -> None:
-        """Drops the gradients that the last step left; not timed, the next would do it."""
+        """Drops the gradients of the last step; not timed, since the next step would do it."""
 
     def gradients(self, batches: Any) -> dict[str, Phase]:
-        """The phases without the updates, every gradient under its name in `weights`."""
+        """The phases without the updates; every gradient has its name in `weights`."""
 
     def weights(self) -> dict[str, Tensor]:
-        """encoder.<Hugging Face's name>, task_head.* and discriminator.*."""
+        """The weights: encoder.<Hugging Face's name>, task_head.* and discriminator.*."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """T's, D's and G's batches on the device, and, where steps are graphs, in host memory."""
+    """T's, D's and G's batches on the device and, where steps are graphs, in host memory."""
 
     packed: tuple[PackedBatch, ...]
     host_step: HostStep | None
@@ -110,7 +110,7 @@ class Library:
 
     name: ClassVar[str] = "library"
     what: ClassVar[str] = "AdversarialFinetuner"
-    # The most that making a graph had in use at once: no replay allocates any of it.
+    # The most memory that making a graph used at once: a replay allocates none of it.
     graph_bytes: ClassVar[int] = 0
 
     def __init__(self, setup: Setup) -> None:
@@ -130,9 +130,9 @@ class Library:
         self._graphs = StepGraphs(trainer, after=0) if gpu else None
 
     def prepare(self, draws: StepDraws) -> Prepared:
-        """The batches on the device, and, for graphs, the same as they read them.
+        """The batches on the device; for graphs also in host memory, as they read them.
 
-        In `fit` a thread does it. A size that is new is recorded now, as in B2; nothing is trained.
+        In `fit` a thread does it. A new size is recorded now, as in B2; nothing is trained.
         """
         packed = draws.packed()
         host_step = None
@@ -151,7 +151,7 @@ class Library:
         pass
 
     def step(self, batches: Prepared) -> object:
-        # As `fit` does it: losses stay on the device.
+        # As in `fit`: losses stay on the device.
         if self._graphs is not None and batches.host_step is not None:
             return self._graphs.step(batches.host_step)
         return self._tuner.trainer.step(*batches.packed)
@@ -163,7 +163,7 @@ class Library:
 
         def gradients(phase: str, batch: PackedBatch) -> None:
             if phase == "discriminator":
-                # One pass of the encoder for D and G: its time is counted as D's.
+                # One encoder pass for D and G; its time counts as D's.
                 found["pooled"] = trainer.pooled_draws(batch, packed[2])
                 found[phase] = trainer.discriminator_gradients(batch, found["pooled"][0])[-1]
             elif phase == "generator":
@@ -205,7 +205,7 @@ class Library:
         return self._plain({n: g.to_dense() for n, g in found if g is not None})
 
     def _plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The encoder's under transformers' names."""
+        """The encoder's tensors under transformers' names."""
         start = "encoder."
         ours = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
         theirs = self._model.encoder.to_huggingface(ours)
@@ -232,7 +232,7 @@ class Padded:
 
     def __init__(self, setup: Setup) -> None:
         encoder, config = copy.deepcopy(setup.encoder), setup.config
-        # As in the library: the pooler is not run, and not trained.
+        # As in the library, the pooler is neither run nor trained.
         encoder.pooler = None  # type: ignore[assignment]
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
@@ -266,7 +266,7 @@ class Padded:
         return pieces_of(self.backward, lambda phase: optimizers[phase].step(), batches)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The three, by phase."""
+        """The three optimisers, by phase."""
         reference = self._reference
         adams = (reference.adam_task, reference.adam_discriminator, reference.adam_generator)
         return dict(zip(PIECES[::2], adams, strict=True))

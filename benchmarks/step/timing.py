@@ -19,17 +19,17 @@ Result = TypeVar("Result")
 
 @dataclass
 class Measured:
-    """What was seen of one system.
+    """What was measured for one system.
 
     Attributes:
-        seconds: Of every timed step.
-        pieces: Seconds of every part of a step, by its name in `PIECES`, in rounds of their own.
+        seconds: The seconds of every timed step.
+        pieces: Seconds of every part of a step, by its name in `PIECES`, from separate rounds.
         operations: Seconds of one more step, under the profiler, by group of operations.
-        peak_memory_bytes: What the system holds between steps and what a step takes beyond that
-            for a while; None where it cannot be measured.
-        warm_up_seconds: Of what is done once for all steps: compiling.
-        graphs: Compiled meanwhile.
-        repeated: Steps timed again since something was compiled in them.
+        peak_memory_bytes: What the system holds between steps, plus what a step takes temporarily;
+            None where it cannot be measured.
+        warm_up_seconds: The time of what is done once for all steps: compiling.
+        graphs: The number of graphs compiled during the warm-up.
+        repeated: Steps that were timed again because something was compiled in them.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -46,10 +46,11 @@ def interleaved(
 ) -> dict[str, Measured]:
     """Measures every system over the same draws.
 
-    Step by step, and who goes first changes from step to step. The first draw warms up, makes the
-    optimisers' states and gives the memory; all others are timed whole, then half of them (at
-    least one) once more in parts, so that waiting for the device between parts costs no step, and
-    the second once under the profiler, whose own time no ratio sees.
+    The systems take turns step by step, and which one goes first changes from step to step. The
+    first draw warms up, creates the optimisers' states and is used to measure memory. All other
+    draws are timed as whole steps. Half of them (at least one) are then timed once more in parts,
+    so that waiting for the device between parts slows down no step. The second draw runs once more
+    under the profiler, whose own time enters no ratio.
     """
     found = {kind.name: Measured() for kind in kinds}
     systems = [_start(kind, setup, draws[0], found[kind.name]) for kind in kinds]
@@ -61,7 +62,7 @@ def interleaved(
         for system in _rotated(systems, number):
             _time_pieces(system, setup, draw, found[system.name])
     while systems:
-        # One by one out of memory: the profiler needs room of its own.
+        # Each system is removed from memory: the profiler needs room.
         system = systems.pop(0)
         found[system.name].operations = _profile(system, setup, timed[0], found[system.name])
         del system
@@ -70,8 +71,8 @@ def interleaved(
 
 
 def _start(kind: type[System], setup: Setup, draw: StepDraws, found: Measured) -> System:
-    """The system after its first steps. Memory that compiling leaves behind is not counted: what
-    the system adds is taken before and after it, never across.
+    """The system after its first steps. Memory left behind by compiling is not counted: what the
+    system adds is measured before compiling and after it, never across.
     """
     memory = Memory(setup.device)
     before = memory.held()
@@ -128,7 +129,7 @@ def _profile(system: System, setup: Setup, draw: StepDraws, found: Measured) -> 
 
 
 def _without_compiling(once: Callable[[], Result], found: Measured) -> Result:
-    """`once()`, done again as long as something was compiled in it: a new kind of shape."""
+    """`once()`, repeated as long as something was compiled in it: a new kind of shape."""
     while True:
         graphs = graphs_compiled()
         result = once()

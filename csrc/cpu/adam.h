@@ -1,5 +1,5 @@
-// One Adam update (Kingma & Ba 2015, algorithm 1) of a run of elements, and weights of more bits
-// than float32 has: what adam.cpp and embedding_adam.cpp do to memory.
+// One Adam update (Kingma & Ba 2015, algorithm 1) of consecutive elements, and compensated weights,
+// which have more bits than float32: the arithmetic of adam.cpp and embedding_adam.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@
 
 namespace fastadv {
 
-// A float32 weight is the rounded value of weight + compensation; float64 has bits to spare.
+// A float32 weight is the rounded value of weight + compensation; float64 needs no compensation.
 template <typename T>
 using compensation_t = std::conditional_t<std::is_same_v<T, float>, c10::BFloat16, double>;
 
@@ -35,8 +35,8 @@ struct AdamStep {
         scale(static_cast<T>(grad_scale)) {}
 };
 
-// weight + compensation += delta. The sum of two floats is a float and a remainder, found exactly
-// whichever is larger (Knuth, TAOCP volume 2, 4.2.2, theorem B).
+// weight + compensation += delta. The sum of two floats is a float and a remainder, which is found
+// exactly whichever operand is larger (Knuth, TAOCP volume 2, 4.2.2, theorem B).
 FASTADV_INLINE void move_weight(float delta, float* weight, c10::BFloat16* compensation) {
   const float more = widen(*compensation) + delta;
   const float sum = *weight + more;
@@ -66,7 +66,7 @@ FASTADV_INLINE void adam_row_body(const AdamStep<T>* step, const T* grad, int64_
   }
 }
 
-// What the two operations share of their arguments.
+// Checks the arguments that the two operations share.
 inline void check_adam(const at::Tensor& weight, const at::Tensor& compensation,
                        const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq) {
   const auto dtype = weight.scalar_type();

@@ -1,7 +1,9 @@
-// The products inside one attention head, by ATen in float32 or float64, or by brgemm in bfloat16.
+// The matrix products inside one attention head, by ATen in float32 or float64, or by brgemm in
+// bfloat16.
 //
 // Both give the same functions over a block of at most kQueries queries (rows) and all keys of the
-// sequence. Rows of scores are `width` apart, the number of keys rounded up to what products want.
+// sequence. Rows of scores are `width` apart: the number of keys, rounded up as the matrix products
+// require.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -149,7 +151,8 @@ class BrgemmProducts {
   }
 
  private:
-  // A of products: full blocks in place, a last one in part as a copy with rows of zeros.
+  // The left operand A: full blocks are read in place, a partial last block from a copy that is
+  // padded with rows of zeros.
   struct Blocks {
     Rows<const Element> rows;
     const Element* rest;
@@ -189,19 +192,20 @@ class BrgemmProducts {
     }
   }
 
-  // B (rows, dim) of a product over rows, which are filled up to `depth` with zeros.
+  // The right operand B (rows, dim) of a matrix product over rows, padded up to `depth` with zeros.
   void interleave(Rows<const Element> rows, int64_t depth, std::vector<uint32_t>& out) {
     out.resize(depth / 2 * dim_);
     interleave_rows(rows.data, rows.stride, rows.count, dim_, out.data(), dim_);
     std::fill(out.begin() + (rows.count + 1) / 2 * dim_, out.end(), 0u);
   }
 
-  // B (dim, rows) of a product over the head's columns; columns beyond the rows are zeros.
+  // The right operand B (dim, rows) of a matrix product over the head's columns; columns beyond the
+  // rows are zeros.
   void transpose(Rows<const Element> rows, std::vector<uint32_t>& out) {
     out.resize(dim_ / 2 * width_);
     if (rows.count < width_) std::fill(out.begin(), out.end(), 0u);
     for (int64_t r = 0; r < rows.count; r += 16) {
-      // Rows of an odd stride in words have no common place for whole words.
+      // Copied, because rows with an odd stride are not aligned to whole words.
       words_.resize(16 * dim_ / 2);
       const int64_t count = std::min<int64_t>(16, rows.count - r);
       for (int64_t i = 0; i < count; ++i) {

@@ -1,4 +1,4 @@
-// What attention does to rows of scores, whatever computes the products.
+// What attention does to rows of scores, whichever way the matrix products are computed.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace fastadv {
 
-// Numbers are rounded in loops of their own: a compiler makes vectors half as long for loops that
-// also write 16-bit numbers. Loops run over whole rows of scores, `width` columns: what is left
-// over after the last full vector of `keys` columns would cost as much as several.
+// Numbers are rounded in separate loops: a compiler halves the vectors of loops that also write
+// 16-bit numbers. Loops run over whole rows of scores, `width` columns: the remainder after the
+// last full vector of `keys` columns would cost as much as several vectors.
 
-// A row of scores to exp(scale * (score - largest)), into p times the dropout factors where there
-// are any; columns from `keys` to `width` become 0. totals gets the largest scaled score and the
-// sum before dropout.
+// Turns a row of scores into exp(scale * (score - largest)), and writes it to p, times the dropout
+// factors where there are any; columns from `keys` to `width` become 0. totals gets the largest
+// scaled score and the sum before dropout.
 template <typename T, typename Acc>
 FASTADV_INLINE void softmax_row_body(Acc* scores, const Acc* factors, int64_t keys, int64_t width,
                                      Acc scale, T* p, Acc* totals) {
@@ -42,8 +42,8 @@ FASTADV_INLINE void softmax_row_body(Acc* scores, const Acc* factors, int64_t ke
 }
 FASTADV_SIMD_FUNCTION(softmax_row)
 
-// Backward of a row: from scores and dp = grad . v to the probabilities after dropout and to
-// ds = p (dp - delta) scale; columns from `keys` to `width` become 0. Writes over scores and dp.
+// Backward of a row: from scores and dp = grad . v computes the probabilities after dropout and ds
+// = p (dp - delta) scale; columns from `keys` to `width` become 0. Overwrites scores and dp.
 template <typename T, typename Acc>
 FASTADV_INLINE void softmax_row_backward_body(Acc* scores, Acc* dp, const Acc* factors,
                                               int64_t keys, int64_t width, Acc scale, Acc lse,

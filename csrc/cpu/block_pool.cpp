@@ -19,12 +19,12 @@
 namespace fastadv {
 namespace {
 
-// Smaller ones are the C library's, which keeps them.
+// Smaller blocks come from the C library, which keeps them itself.
 constexpr size_t kSmallest = size_t{1} << 20;
 constexpr size_t kPage = size_t{2} << 20;
-// A block may be this much larger than what it is used for.
+// A block may be this many times as large as what it is used for.
 constexpr double kSlack = 4;
-// Beyond this many unused bytes the block that was unused for longest is given back.
+// Beyond this many unused bytes, the block that has been unused for longest is freed.
 constexpr size_t kMostUnused = size_t{2} << 30;
 
 struct Block {
@@ -98,7 +98,7 @@ at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype) {
   const Block block = pool().take(bytes);
   const at::Tensor tensor =
       at::from_blob(block.data, sizes, [block](void*) { pool().give(block); }, options);
-  // What at::empty does for those who look for reads of memory that nobody wrote.
+  // at::empty does the same, to reveal reads of uninitialised memory.
   const auto& context = at::globalContext();
   if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory() &&
       at::isFloatingType(dtype)) {

@@ -1,8 +1,8 @@
 // Large CPU tensors from memory that is kept between uses.
 //
-// The C library gives blocks of this size back to the system as soon as they are freed, and every
-// page of the next one costs a fault: of a training step on a CPU that was a third. Blocks here
-// stay, and ask for large pages.
+// The C library returns blocks of this size to the system as soon as they are freed, and every page
+// of the next block costs a page fault: that was a third of a training step on a CPU. The pool
+// keeps its blocks, and asks for large pages.
 #pragma once
 
 #include <ATen/core/Tensor.h>

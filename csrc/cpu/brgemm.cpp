@@ -10,9 +10,9 @@ namespace fastadv {
 #if defined(FASTADV_AVX512)
 namespace {
 
-// PyTorch tells of AMX only (could_pack), though its brgemm runs on AVX512_BF16 too, unless
+// PyTorch reports AMX only (could_pack), but its brgemm runs on AVX512_BF16 too, unless
 // ONEDNN_MAX_CPU_ISA or torch.backends.mkldnn forbid it. So one is tried: a column times a row,
-// which are not 0 in one place of the depth only.
+// both nonzero at one index of the depth only.
 bool trial_product() {
   constexpr int64_t kDepth = 32, kColumns = 32, kChosen = 5;
   std::vector<c10::BFloat16> a(kBlockRows * kDepth, 0.0f), b(kDepth * kColumns, 0.0f);

@@ -1,10 +1,9 @@
-// bfloat16 products of blocks through oneDNN (AMX, else AVX512_BF16), and the layouts that they
-// read.
+// bfloat16 matrix products of blocks through oneDNN (AMX, else AVX512_BF16), and the layouts that
+// they read.
 //
 // A is row-major; B is interleaved in pairs of rows ("VNNI"): element (k, n) of a K x N matrix is
-// at
-// ((k / 2) * N + n) * 2 + k % 2, so that a pair is one 32-bit word. All conversions below are moves
-// and transpositions of such words.
+// at ((k / 2) * N + n) * 2 + k % 2, so that a pair is one 32-bit word. All conversions below are
+// moves and transpositions of such words.
 #pragma once
 
 #include <ATen/native/CPUBlas.h>
@@ -21,7 +20,7 @@
 
 namespace fastadv {
 
-// Rows of A in one call. One number for all calls, because oneDNN compiles a kernel for each.
+// Rows of A in one call: the same number in every call, because oneDNN compiles a kernel for each.
 constexpr int64_t kBlockRows = 32;
 
 // C (rows, n) float32 = A (rows, k) B (k, n), or C += where `add`.
@@ -30,8 +29,8 @@ inline void brgemm(int64_t rows, int64_t n, int64_t k, const c10::BFloat16* a, i
   at::native::cpublas::brgemm(rows, n, k, lda, ldb, ldc, add, a, b, c, true);
 }
 
-// Whether brgemm may be called: a processor with bfloat16 products, and not turned off by
-// FASTADV_CPU_LEVEL or in oneDNN.
+// Whether brgemm may be called: the processor can multiply bfloat16 matrices, and neither
+// FASTADV_CPU_LEVEL nor a setting of oneDNN forbids it.
 bool has_brgemm();
 
 // Frees the tile state of a thread at the end of a parallel region.
@@ -43,8 +42,8 @@ inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1)
 
 #if defined(FASTADV_AVX512)
 
-// Where results are stored: through the caches, or, a whole line at a time, past them to memory,
-// which saves reading the line first. Lines begin at multiples of 64 bytes.
+// How results are stored: through the caches or, a whole line at a time, past them to memory, which
+// saves reading the line first. Lines begin at multiples of 64 bytes.
 enum class Store { kCached, kStreamed };
 
 template <Store kStore>
@@ -110,7 +109,7 @@ inline void transpose_words(const uint32_t* in, int64_t ldi, int64_t rows, int64
 // The same past the caches: rows and columns are multiples of 16, and `out` is_line.
 inline void stream_transposed(const uint32_t* in, int64_t ldi, int64_t rows, int64_t columns,
                               uint32_t* out, int64_t ldo) {
-  // Neighbouring lines one after the other.
+  // Neighbouring lines are written one after the other.
   for (int64_t j = 0; j < columns; j += 16) {
     for (int64_t i = 0; i < rows; i += 16) {
       transpose_16x16<Store::kStreamed>(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
@@ -118,8 +117,9 @@ inline void stream_transposed(const uint32_t* in, int64_t ldi, int64_t rows, int
   }
 }
 
-// B of a product from row-major x (rows, columns): pairs of rows interleaved, an odd last row with
-// zeros. `out` holds round_up(rows, 2) / 2 rows of `columns` words, ldo words apart.
+// The right operand B of a matrix product, from row-major x (rows, columns): pairs of rows are
+// interleaved, an odd last row with zeros. `out` holds round_up(rows, 2) / 2 rows of `columns`
+// words, ldo words apart.
 template <Store kStore = Store::kCached>
 FASTADV_AVX512 inline void interleave_rows(const c10::BFloat16* x, int64_t ldx, int64_t rows,
                                            int64_t columns, uint32_t* out, int64_t ldo) {

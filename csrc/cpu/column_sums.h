@@ -12,8 +12,8 @@
 
 namespace fastadv {
 
-// Rows cut into parts by their number alone. Each part has sums of its own, which are added in
-// order afterwards.
+// Rows, cut into parts by their number alone. Each part has its own sums, which are added in order
+// afterwards.
 struct RowParts {
   static constexpr int64_t kMostParts = 64, kFewestRows = 16;
 

@@ -23,9 +23,10 @@
 namespace fastadv {
 namespace {
 
-// Relative error that a rule may have: small beside float32's 6e-8.
+// Largest relative error of a rule: small compared with float32's 6e-8.
 constexpr double kTolerance = 1e-9;
-// Sums of so few terms are not worth a quadrature, and more nodes than this not its trouble.
+// Up to kDirect terms are summed directly, because a quadrature would not pay; so are those that
+// would need more than kMostNodes nodes.
 constexpr int64_t kDirect = 6, kMostNodes = 24;
 
 // A and B of the steps that matter.
@@ -44,26 +45,27 @@ void measure(int64_t s, int64_t k, const double* lrs, double lr_most, double bet
     a.push_back(lrs[i - 1] * falling * q / (1.0 - power1));
     b.push_back(q * rising);
     sum += a.back();
-    // The rest is a geometric series, or less: no q is above 1, no rate above lr_most.
+    // The rest is at most a geometric series: no q is above 1, no rate above lr_most.
     const double rest = lr_most * falling * ratio / ((1.0 - ratio) * (1.0 - power1));
     if (ratio < 1.0 && rest <= kTolerance * sum) break;
   }
 }
 
-// Nodes that make 1 / (y + b) exact to kTolerance for every y >= 0: the quadrature's error is that
-// of n steps of conjugate gradients, 4 rho^2n of the whole, with rho from the spread of b.
+// Number of nodes that makes 1 / (y + b) exact to kTolerance for every y >= 0: the quadrature has
+// the error of n steps of conjugate gradients, 4 rho^2n of the whole, with rho from the spread of
+// b.
 int64_t nodes_needed(const std::vector<double>& b) {
   const auto [least, most] = std::minmax_element(b.begin(), b.end());
   const double spread = std::sqrt(*most / *least);
   const double rho = (spread - 1.0) / (spread + 1.0);
   if (rho <= 0.0) return 1;
   const double nodes = std::ceil(std::log(kTolerance / 4.0) / (2.0 * std::log(rho)));
-  // Where momentum outlives its scale b grows without end, and rho is 1 or not a number.
+  // Where momentum outlives its scale, b grows without bound, and rho is 1 or NaN.
   return rho < 1.0 && nodes <= kMostNodes ? static_cast<int64_t>(nodes) : kMostNodes + 1;
 }
 
-// The Jacobi matrix of the measure, by Lanczos: its diagonal and what is beside it. Returns
-// the total weight.
+// The Jacobi matrix of the measure, by Lanczos: its diagonal and its off-diagonal. Returns the
+// total weight.
 double jacobi(const std::vector<double>& a, const std::vector<double>& b, int64_t n,
               std::vector<double>& diagonal, std::vector<double>& off) {
   const size_t count = a.size();
@@ -158,7 +160,7 @@ DeferredRule deferred_rule(int64_t s, int64_t k, const double* lrs, double lr_mo
 
 namespace {
 
-// The rules of pairs (starts[i], counts[i]), end to end in the order given: offsets (S + 1,) int64,
+// The rules of pairs (starts[i], counts[i]), end to end in the given order: offsets (S + 1,) int64,
 // weights and nodes (R,) float64.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> deferred_rules(const at::Tensor& starts,
                                                               const at::Tensor& counts,

@@ -1,4 +1,4 @@
-// What a row that got no gradient for a while missed, as a sum of few terms.
+// The steps that a row missed while it had no gradient, as a sum of few terms.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct DeferredRule {
   std::vector<double> weight, node;
 };
 
-// The rule of s and k; lrs[i] is the rate of step s + 1 + i, and none is above lr_most.
+// The rule for s and k; lrs[i] is the rate of step s + 1 + i, and none is above lr_most.
 DeferredRule deferred_rule(int64_t s, int64_t k, const double* lrs, double lr_most, double beta1,
                            double beta2, double eps);
 

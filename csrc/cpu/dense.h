@@ -1,4 +1,5 @@
-// Checks of what the raw functions get: outputs are the caller's, so nothing is made contiguous.
+// Checks of the tensors that raw functions get: outputs are the caller's, so none is made
+// contiguous.
 #pragma once
 
 #include <ATen/core/Tensor.h>

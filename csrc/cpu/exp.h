@@ -7,14 +7,15 @@
 
 namespace fastadv {
 
-// exp(x) for x <= 88: 2^n e^f with |f| <= ln(2) / 2, the latter by Taylor's series. Within 2 units
-// in the last place; for 16-bit results, Bits = 16, within 3e-6. What lies under the smallest
-// normal number gives about 1e-38 instead of less.
+// exp(x) for x <= 88 as 2^n e^f with |f| <= ln(2) / 2, where e^f is a Taylor series. Within 2 units
+// in the last place; for 16-bit results, Bits = 16, within 3e-6. Results below the smallest normal
+// number become about 1e-38.
 template <int Bits = 32>
 FASTADV_INLINE float exp_of(float x) {
-  // Written so that NaN stays.
+  // Written so that NaN stays NaN.
   const float clamped = x < -87.0f ? -87.0f : x;
-  // Adding and taking away 1.5 * 2^23 rounds to a whole number, and leaves it in the last bits.
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the last bits; subtracting it again
+  // gives the integer as a float.
   const float magic = 12582912.0f;
   const float shifted = clamped * 1.44269504f + magic;
   const float n = shifted - magic;

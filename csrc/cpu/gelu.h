@@ -1,11 +1,11 @@
 // gelu(v) = v Phi(v), the exact form, and its derivative, in loops that a compiler vectorises.
 //
-// All comes from the upper tail of the normal distribution, for t = |v| >= 0:
+// Everything is computed from the upper tail of the normal distribution, for t = |v| >= 0:
 //   tail(t) = Phi(-t) = exp(-t^2 / 2) M(t),  M(t) = erfc(t / sqrt 2) exp(t^2 / 2) / 2,
 //   gelu(v) = max(v, 0) - t tail(t),
 //   gelu'(v) = s for v < 0 and 1 - s otherwise, s = tail(t) - t exp(-t^2 / 2) / sqrt(2 pi).
-// So nothing cancels, and gelu keeps its relative precision where it is small. M is a quotient of
-// polynomials with positive coefficients, fitted for the least largest relative error on [0, 13.4].
+// Nothing cancels this way, so gelu keeps its relative precision where it is small. M is a quotient
+// of polynomials with positive coefficients, a minimax fit of the relative error on [0, 13.4].
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@
 
 namespace fastadv {
 
-// From here on exp(-t^2 / 2) is below the smallest normal number: taken as 0.
+// Beyond this, exp(-t^2 / 2) is below the smallest normal number and is taken as 0.
 constexpr float kTailEnd = 13.27f;
 
 template <typename Acc>
@@ -31,13 +31,13 @@ FASTADV_INLINE float power_of_two(float shifted) {
   return float_of(static_cast<int32_t>((n << 23) + (127u << 23)));
 }
 
-// Adding it rounds to an integer: the function for that is a call without SSE 4.1.
+// Adding it rounds to an integer; the library function for that is a call without SSE 4.1.
 constexpr float kRounder = 12582912.0f;
 
 // For results of 16 bits: relative errors of 2e-5 (M), 3e-6 (2^f) and 8e-6 (the rounding of t^2).
 FASTADV_INLINE NormalTail<float> normal_tail_16(float v) {
   const float size = float_of(bits_of(v) & 0x7fffffff);
-  // Written so that NaN stays.
+  // Written so that NaN stays NaN.
   const float t = kTailEnd < size ? kTailEnd : size;
   const float log2 = t * t * -0.721347520f;  // -1 / (2 ln 2)
   const float shifted = log2 + kRounder;
@@ -53,7 +53,8 @@ FASTADV_INLINE NormalTail<float> normal_tail_16(float v) {
   return {t, density, density * above / below};
 }
 
-// To some units in the last place of float32, for every t: t^2 is split into h + l, h exact.
+// Within a few units in the last place of float32, for every t: t^2 is split into h + l, with h
+// exact.
 FASTADV_INLINE NormalTail<float> normal_tail(float v) {
   const float size = float_of(bits_of(v) & 0x7fffffff);
   const float t = kTailEnd < size ? kTailEnd : size;
@@ -86,12 +87,12 @@ FASTADV_INLINE NormalTail<float> normal_tail(float v) {
 }
 
 FASTADV_INLINE NormalTail<double> normal_tail(double v) {
-  // Phi(-40) is zero in double; a finite end keeps infinities out of the products.
+  // Phi(-40) is zero in double; a finite limit keeps infinities out of the products.
   const double size = std::abs(v), t = 40 < size ? 40 : size;
   return {t, std::exp(-0.5 * t * t), 0.5 * std::erfc(t * 0.70710678118654752440)};
 }
 
-// As precise as results in T need.
+// As precise as results of type T need.
 template <typename T>
 FASTADV_INLINE NormalTail<acc_t<T>> normal_tail_for(acc_t<T> v) {
   if constexpr (sizeof(T) == 2) {
@@ -101,12 +102,12 @@ FASTADV_INLINE NormalTail<acc_t<T>> normal_tail_for(acc_t<T> v) {
   }
 }
 
-// Both are to be called for the same v where both are wanted: a compiler computes what they share
-// once, and vectorises no loop that holds a structure or a reference.
+// Two functions, called with the same v where both results are needed: a compiler computes what
+// they share only once, but vectorises no loop that holds a structure or a reference.
 template <typename T>
 FASTADV_INLINE acc_t<T> gelu_of(acc_t<T> v) {
   const NormalTail<acc_t<T>> at = normal_tail_for<T>(v);
-  // One instruction, and NaN, which becomes 0 here, comes back with t.
+  // The maximum is one instruction. It turns NaN into 0, but t brings NaN back.
   return (v > 0 ? v : acc_t<T>(0)) - at.t * at.tail;
 }
 

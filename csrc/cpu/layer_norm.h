@@ -1,7 +1,7 @@
 // Layer normalisation of one row, forward and backward, in loops that a compiler vectorises.
 //
-// T is the type of the products, Acc the type of sums and of the residual stream. A row is some
-// kilobytes: the loops after the first find it in the first-level cache.
+// T is the type of the matrix products, Acc the type of sums and of the residual stream. A row is a
+// few kilobytes: the loops after the first find it in the first-level cache.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ FASTADV_INLINE void row_stats_body(const Acc* z, int64_t width, Acc eps, Acc* st
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < width; ++j) sum += z[j];
   const Acc mean = sum / static_cast<Acc>(width);
-  // About the mean, not from the sum of squares, which cancels where the mean is far from zero.
+  // Deviations from the mean: the plain sum of squares cancels where the mean is far from zero.
   Acc squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int64_t j = 0; j < width; ++j) squares += (z[j] - mean) * (z[j] - mean);
@@ -81,8 +81,8 @@ FASTADV_INLINE void layer_norm_grad_sums_body(const Acc* grad, const T* z, const
   means[1] = second / static_cast<Acc>(width);
 }
 
-// The second half: the gradient of z, (grad * gain - means[0] - n * means[1]) / std. It may be
-// grad.
+// The second half: grad_z, the gradient of z, is (grad * gain - means[0] - n * means[1]) / std.
+// grad_z may be grad.
 template <typename T, typename Acc>
 FASTADV_INLINE void layer_norm_grad_row_body(const Acc* grad, const T* z, const Acc* stats,
                                              const Acc* gain, const Acc* means, int64_t width,

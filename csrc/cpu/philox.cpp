@@ -12,7 +12,7 @@
 
 #if defined(FASTADV_AVX512)
 #include <immintrin.h>
-// GCC's own headers: the vectors they leave undefined on purpose (GCC bug 105593).
+// GCC's own headers leave vectors undefined on purpose (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
@@ -23,8 +23,8 @@ constexpr int kRounds = 7;
 constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kKeyStep0 = 0x9E3779B9u, kKeyStep1 = 0xBB67AE85u;
 
-// What the first round makes of the words that all counters of a row share, (site, 0, row), and
-// the second of the first's; rounds before `first` are done where this is used.
+// All counters of a row share the words (site, 0, row). This is what the first round makes of them,
+// and the second round of the result.
 struct RowState {
   uint32_t c0, c1;
   uint32_t high0, low0;
@@ -78,8 +78,8 @@ void factors_portable(const Dropout& dropout, uint32_t row, int64_t columns, flo
 #if defined(FASTADV_AVX512)
 
 // Counters lie in the low halves of 64-bit lanes, the even ones of sixteen in one vector and the
-// odd ones in another: there a widening product is one instruction, and what it leaves in the high
-// halves does no harm.
+// odd ones in another: a widening multiplication is then one instruction, and what it leaves in the
+// high halves does no harm.
 struct Words512 {
   __m512i c0, c1, c2, c3;
 };
@@ -96,7 +96,7 @@ FASTADV_AVX512 inline Words512 words_512(const RowState& s, __m512i counters) {
   w.c3 = _mm512_set1_epi64(s.low0);
   for (int r = 2; r < kRounds; ++r) {
     const __m512i product0 = _mm512_mul_epu32(w.c0, m0), product1 = _mm512_mul_epu32(w.c2, m1);
-    // 0x96: the exclusive or of three.
+    // 0x96: the exclusive or of three operands.
     w.c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), w.c1,
                                      _mm512_set1_epi64(s.key0[r]), 0x96);
     w.c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), w.c3,
@@ -192,7 +192,7 @@ FASTADV_AVX2 void factors_avx2(const Dropout& dropout, uint32_t row, int64_t col
 
 #endif
 
-// The factors of every row, as an operation: what the tests compare with the reference.
+// The factors of every row, as an operation: the tests compare them with the reference.
 at::Tensor dropout_factors_cpu(const at::Tensor& seed, int64_t site, const at::Tensor& rows_in,
                                int64_t columns, double p) {
   check_dtype(rows_in, at::kLong, "rows");
@@ -234,7 +234,7 @@ Dropout make_dropout(double p, const std::optional<at::Tensor>& seed, int64_t si
   dropout.key0 = static_cast<uint32_t>(key);
   dropout.key1 = static_cast<uint32_t>(key >> 32);
   dropout.site = static_cast<uint32_t>(site);
-  // Ties to even, as Python's round.
+  // Ties to even, like Python's round.
   dropout.threshold = static_cast<uint32_t>(std::min(std::nearbyint(p * 65536), 65535.0));
   dropout.scale = 1 / (1 - dropout.threshold / 65536.0);
   return dropout;

@@ -1,7 +1,7 @@
-// Dropout's random bits: Philox4x32 with 7 rounds, counter-based, alike in every backend.
+// Dropout's random bits: Philox4x32 with 7 rounds, counter-based, the same in every backend.
 //
-// Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Which
-// counter and which bits belong to an element is said in fastadv/ops/philox.py.
+// Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+// fastadv/ops/philox.py says which counter and which bits belong to an element.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,11 +29,11 @@ Dropout make_dropout(double p, const std::optional<at::Tensor>& seed, int64_t si
 FASTADV_INLINE int64_t dropout_width(int64_t columns) { return (columns + 127) / 128 * 128; }
 
 // factors[c] = the scale where column c of a row is kept, 0 where it is dropped, for columns up to
-// dropout_width(columns). A function of its own for each instruction set: no compiler finds the
-// widening products in the loop that one would write for all of them.
+// dropout_width(columns). Each instruction set has its own function: no compiler finds the widening
+// multiplications in a loop written for all of them.
 void dropout_factors(const Dropout& dropout, uint32_t row, int64_t columns, float* factors);
 
-// The same, for bodies of FASTADV_SIMD_FUNCTION: a call a row, not inlined.
+// The same, for bodies of FASTADV_SIMD_FUNCTION: one call per row, not inlined.
 FASTADV_INLINE void dropout_factors_body(const Dropout& dropout, uint32_t row, int64_t columns,
                                          float* factors) {
   dropout_factors(dropout, row, columns, factors);

@@ -5,7 +5,7 @@
 
 #include "common.h"
 
-// Of MKL, which PyTorch holds on x86; null in builds of PyTorch over another library.
+// A function of MKL, which PyTorch contains on x86; null in builds of PyTorch with another library.
 extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
 
 namespace fastadv {
@@ -20,8 +20,8 @@ SerialBlas::~SerialBlas() {
 
 namespace {
 
-// A side of a result in parts of one size, a multiple of 16, of about `part`: an even number of
-// them, or one, so that two threads have as much to do.
+// One side of a result, cut into parts of one size, a multiple of 16 near `part`. There is one part
+// or an even number of them, so that two threads have equal work.
 struct Cut {
   int64_t size, count;
 
@@ -31,19 +31,19 @@ struct Cut {
         count(ceil_div(length, size)) {}
 };
 
-// Larger tiles read their operands less often, smaller ones give every thread something to do.
+// Larger tiles read their operands less often; smaller ones give every thread some work.
 int64_t part_of(int64_t rows, int64_t columns) {
   constexpr int64_t kLarge = 512, kSmall = 256;
   return rows * columns >= 4 * kLarge * kLarge ? kLarge : kSmall;
 }
 
-// tile(row, rows, column, columns) for every tile of a (rows, columns) result.
+// Calls tile(row, rows, column, columns) for every tile of a (rows, columns) result.
 template <typename Tile>
 void for_each_tile(int64_t rows, int64_t columns, const Tile& tile) {
   const int64_t part = part_of(rows, columns);
   const Cut down(rows, part), across(columns, part);
   serial_blas_for(down.count * across.count, [&](int64_t first, int64_t last) {
-    // A thread of the pool does not know the caller's mode.
+    // A thread of the pool does not inherit the caller's grad mode.
     const at::NoGradGuard no_grad;
     for (int64_t task = first; task < last; ++task) {
       const int64_t row = task / across.count * down.size,

@@ -1,5 +1,5 @@
-// Products with weights in bfloat16 by blocks, and the layouts of operands: what linear.cpp runs
-// where the processor has bfloat16 products.
+// Blocked bfloat16 matrix products with weights, and the layouts of their operands: linear.cpp uses
+// them where the processor can multiply bfloat16 matrices.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -17,17 +17,16 @@ namespace fastadv {
 
 using c10::BFloat16;
 
-// Whether a product over `depth` with bfloat16 operands goes through brgemm; B
-// holds pairs.
+// Whether a matrix product over `depth` with bfloat16 operands goes through brgemm; the depth must
+// be even, because B holds pairs of rows.
 inline bool packs(at::ScalarType dtype, int64_t depth) {
   return dtype == at::kBFloat16 && depth % 2 == 0 && depth > 0 && has_brgemm();
 }
 
-// Elements of a product's left side that stay in the second-level cache beside a panel.
+// Elements of the left operand that stay in the second-level cache next to a panel.
 constexpr int64_t kCachedOperand = int64_t{1} << 20;
 
-// Columns of B that are worked on together: depth x width elements stay in the
-// second-level cache.
+// Columns of B that are worked on together: depth x width elements stay in the second-level cache.
 inline int64_t panel_width(int64_t depth) { return depth <= 1024 ? 256 : 128; }
 
 template <typename T>
@@ -60,7 +59,7 @@ constexpr int64_t kPackRows = 16;
 
 // Both layouts' part of a weight's (n, k) rows [row, row + rows), which `low` holds. Forward:
 // panels of B, (k, n) = weight[n][k], so words of row n become a column of words; backward: panels
-// of (n, k) = weight[n][k]. `row` is a multiple of kPackRows, and so is `rows` but at the end.
+// of (n, k) = weight[n][k]. `row` is a multiple of kPackRows, and so is `rows` except at the end.
 inline void pack_rows(const BFloat16* low, int64_t n, int64_t k, int64_t row, int64_t rows,
                       uint32_t* forward, uint32_t* backward) {
   const int64_t width = panel_width(k), back_width = panel_width(n);
@@ -83,7 +82,7 @@ inline void pack_rows(const BFloat16* low, int64_t n, int64_t k, int64_t row, in
   }
 }
 
-// Both layouts of a weight (n, k), from one walk over it.
+// Both layouts of a weight (n, k), in one pass over it.
 inline void pack_weight(const float* weight, int64_t n, int64_t k, uint32_t* forward,
                         uint32_t* backward) {
   at::parallel_for(0, ceil_div(n, kPackRows), 1, [&](int64_t first, int64_t last) {
@@ -93,15 +92,16 @@ inline void pack_weight(const float* weight, int64_t n, int64_t k, uint32_t* for
       round_row(weight + row * k, rows * k, low.data());
       pack_rows(low.data(), n, k, row, rows, forward, backward);
     }
-    // Before other threads may read what went past the caches.
+    // Streamed stores must be visible before other threads read them.
     _mm_sfence();
   });
 }
 
-// y = x B by blocks of rows and panels; finish(row, rows, column, columns, sums) gets every block's
-// sums, rows kept `columns` apart. Panels go outside, so that one stays in cache. Threads share out
-// rows where there are many; where x itself stays in cache they share out panels (halves of them,
-// for evenness), so that each weight is read from memory by one thread only.
+// y = x B by blocks of rows and panels; finish(row, rows, column, columns, sums) gets the sums of
+// every block, with rows `columns` apart. The outer loop runs over panels, so that one stays in
+// cache. Threads divide the rows where there are many; where x itself stays in cache they divide
+// the panels (halves of them, for evenness), so that each weight is read from memory by one thread
+// only.
 template <typename Finish>
 void product(const BFloat16* x, int64_t rows, int64_t depth, const BFloat16* packed, int64_t n,
              const Finish& finish) {
@@ -139,20 +139,18 @@ void product(const BFloat16* x, int64_t rows, int64_t depth, const BFloat16* pac
   });
 }
 
-// Tokens that one call sums over. Operands of weight gradients are laid out by
-// chunks of so many.
+// Tokens that one call sums over. Operands of weight gradients are laid out in chunks of this many.
 constexpr int64_t kChunk = 512;
-// Tokens between the rows of a transposed chunk: a power of two would share few
-// cache sets.
+// Tokens between the rows of a transposed chunk: with a power of two the rows would share few cache
+// sets.
 constexpr int64_t kChunkStride = kChunk + 32;
-// A task's part of the result: its operands of one chunk stay in the
-// second-level cache.
+// A task's part of the result: its operands of one chunk stay in the second-level cache.
 constexpr int64_t kTaskRows = 512, kTaskColumns = 768, kPanel = 256;
 // Columns transposed together.
 constexpr int64_t kStrip = 64;
 
-// Columns [column, column + wide) of g's tokens [begin, end), transposed:
-// (wide, kChunkStride), zeros up to a multiple of 32 tokens.
+// Columns [column, column + wide) of g's tokens [begin, end), transposed: (wide, kChunkStride),
+// with zeros up to a multiple of 32 tokens.
 inline void transpose_chunk(const BFloat16* g, int64_t n, int64_t begin, int64_t end,
                             int64_t column, int64_t wide, BFloat16* out) {
   uint32_t pairs[16 * kStrip];
@@ -168,8 +166,8 @@ inline void transpose_chunk(const BFloat16* g, int64_t n, int64_t begin, int64_t
   }
 }
 
-// x (rows, k) as (chunks, panels, kChunk / 2, kPanel) words, zeros up to a
-// multiple of 32 tokens.
+// x (rows, k) as (chunks, panels, kChunk / 2, kPanel) words, with zeros up to a multiple of 32
+// tokens.
 inline void interleave_chunks(const BFloat16* x, int64_t rows, int64_t k, BFloat16* out) {
   const int64_t blocks = ceil_div(rows, 32);
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
@@ -194,7 +192,7 @@ inline void weight_gradient(const BFloat16* g, const BFloat16* x, int64_t rows, 
   const at::Tensor paired = pooled_empty({chunks * k * kChunk}, at::kBFloat16);
   const auto* b = paired.const_data_ptr<BFloat16>();
   interleave_chunks(x, rows, k, paired.mutable_data_ptr<BFloat16>());
-  // Pairs of tasks, so that two threads have as much to do.
+  // An even number of tasks, so that two threads have equal work.
   const int64_t task_rows = round_up(ceil_div(n, 2 * ceil_div(n, kTaskRows)), kBlockRows);
   const int64_t across = ceil_div(k, kTaskColumns), tasks = ceil_div(n, task_rows) * across;
   std::vector<double> sums(tasks, 0.0);

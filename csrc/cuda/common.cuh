@@ -1,6 +1,6 @@
 // What the CUDA kernels share. The kernels and their launchers know raw pointers, sizes and a
-// stream; PyTorch appears in the thin bindings at the end of each file alone, and those are hidden
-// from the device passes of nvcc, which then need not read its headers.
+// stream. PyTorch appears only in the thin bindings at the end of each file; they are hidden from
+// the device passes of nvcc, which then need not read its headers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -60,7 +60,7 @@ __host__ __device__ constexpr I ceil_div(I a, I b) {
 
 #if !defined(__CUDA_ARCH__)
 
-// The header that this file stands for is written by a CUDA build of PyTorch only.
+// Keeps PyTorch from including a header that only its CUDA builds have.
 #ifndef C10_CUDA_NO_CMAKE_CONFIGURE_FILE
 #define C10_CUDA_NO_CMAKE_CONFIGURE_FILE
 #endif
@@ -76,7 +76,7 @@ __host__ __device__ constexpr I ceil_div(I a, I b) {
 namespace fastadv {
 namespace cuda {
 
-// The device's name for a C++ type of PyTorch's.
+// Pointers to elements of T, the device's counterpart of a C++ type of PyTorch's.
 template <typename T>
 const T* data(const at::Tensor& x) {
   return static_cast<const T*>(x.const_data_ptr());

@@ -9,7 +9,7 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kSumThreads = 256;
 constexpr int kGradRows = 8;
-// Rows that one block of the weight gradient adds up; fixed, so that the order of the sum is.
+// Rows that one block of the weight gradient adds up: fixed, so that the order of the sum is fixed.
 constexpr int64_t kRowsPerChunk = 512;
 
 // The whole block adds up its threads' values, always in the same order.
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block: kWarp columns and a chunk of the rows, which its warps share out.
+// One block: kWarp columns and a chunk of the rows, which are divided among its warps.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     grad_weight_kernel(const acc_t<T>* __restrict__ grad, const acc_t<T>* __restrict__ dz,

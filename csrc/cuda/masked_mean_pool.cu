@@ -14,7 +14,7 @@ struct Segments {
   int64_t length;
   int64_t tokens;
 
-  // Offsets are not known to the host, so a wrong one is held within the rows there are.
+  // The host does not know the offsets, so a wrong one is clamped to the rows there are.
   __device__ __forceinline__ int64_t offset(int64_t b) const {
     if (cu_seqlens == nullptr) return b * length;
     const int64_t at = cu_seqlens[b];
@@ -37,9 +37,8 @@ struct Segments {
   }
 };
 
-// One block: one sequence, LANES * V columns; kThreads / LANES groups share out the rows, each
-// with kUnroll loads in flight. Group sums are added in a fixed order: no atomics, same bits
-// every time.
+// One block: one sequence, LANES * V columns; kThreads / LANES groups divide the rows, each with
+// kUnroll loads in flight. Group sums are added in a fixed order: no atomics, same bits every time.
 template <typename T, int V, int LANES>
 __global__ void __launch_bounds__(kThreads)
     mean_kernel(const T* __restrict__ x, Segments segments, const bool* __restrict__ mask,
@@ -95,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
   if (blockIdx.y == 0 && threadIdx.x == 0) counts[b] = static_cast<Acc>(total);
 }
 
-// One block: kTileRows rows. Their sequences are looked up once, side by side; then every row is
+// One block: kTileRows rows. Their sequences are looked up once, in parallel; then every row is
 // written, whatever the offsets say.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)

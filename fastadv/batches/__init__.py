@@ -1,1 +1,1 @@
-"""Examples to word pieces to packed batches, in a seeded order."""
+"""From examples to word pieces to packed batches, in a seeded order."""

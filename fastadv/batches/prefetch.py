@@ -12,14 +12,14 @@ Item = TypeVar("Item")
 
 
 class Prefetch(Generic[Item]):
-    """Calls a function on a thread of its own, as often as its results are taken, a few ahead.
+    """Calls a function on its own thread, a few calls ahead of the results that are taken.
 
-    Results come in order; what the function raises, StopIteration as the end among it, is raised
-    where its result would have been. A context manager: at its end the thread is gone.
+    Results come in order. An exception of the function, including StopIteration at its end, is
+    raised in place of its result. This is a context manager: when it exits, the thread has ended.
 
     Args:
-        make: Called one call after the other.
-        ahead: Results kept waiting at most.
+        make: The function; its calls never overlap.
+        ahead: The most results that are kept waiting.
     """
 
     def __init__(self, make: Callable[[], Item], ahead: int = 2) -> None:
@@ -40,7 +40,7 @@ class Prefetch(Generic[Item]):
     ) -> None:
         self._stop.set()
         while self._thread.is_alive():
-            # It may wait for room.
+            # The thread may be waiting for room in the queue.
             self._drain()
             self._thread.join(0.01)
         self._drain()

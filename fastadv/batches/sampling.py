@@ -20,7 +20,7 @@ def _check_count(n: int, what: str, least: int) -> int:
 
 
 def _permutation(size: int, seed: int, stream: str, epoch: int) -> np.ndarray:
-    """(size,) int64: the order of one epoch, alike on every platform and version of NumPy."""
+    """(size,) int64: the order of one epoch, the same on every platform and version of NumPy."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(stream.encode()), epoch])
     # NumPy keeps the raw output of a bit generator unchanged between versions, and says that it
     # may change Generator.permutation; a resumed run may meet another version.
@@ -76,10 +76,10 @@ class Sampler:
 class MixedSampler:
     """Draws from several languages in equal shares.
 
-    Draw number k (from 0) is for language k modulo their number, in the order of their names. So
-    in any run of consecutive draws the languages' counts differ by one at most, the remainder of
-    a batch moves on from language to language, and each language's own position follows from the
-    one position of the mix.
+    Draw number k (from 0) is for language k modulo the number of languages, in the order of their
+    names. So the counts of the languages differ by at most one in any run of consecutive draws, the
+    remainder of a batch moves on from language to language, and each language's own position
+    follows from the one position of the mix.
 
     Attributes:
         languages: The names, sorted.

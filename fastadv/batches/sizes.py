@@ -1,8 +1,8 @@
-"""How many examples make a batch, where word pieces are counted and not examples.
+"""How many examples make a batch when word pieces are counted instead of examples.
 
-Texts differ in length by a factor of ten and more, and what a batch costs is its word pieces. A
-budget of them makes batches of about equal cost, and memory that does not hang on which texts came
-together.
+Texts differ in length by a factor of ten and more, and the cost of a batch is its word pieces. A
+budget of word pieces makes batches of about equal cost, whose memory does not depend on which texts
+came together.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Side:
 
 
 def draw_within(budget: int, *sides: Side) -> list[list[Any]]:
-    """The next examples of each side, as many of one as of the other, as long as they fit.
+    """The next examples of each side, equally many of each, as long as they fit.
 
-    No side gets more than `budget` word pieces, unless its first example alone has more.
-    Examples are taken in the order of their streams: one that does not fit opens the next batch
-    and none is passed over, so an epoch still holds every example once, and the samplers'
-    positions say all that there is to know about where a run stands.
+    No side gets more than `budget` word pieces, unless its first example alone has more. Examples
+    are taken in the order of their streams: one that does not fit starts the next batch and none is
+    skipped. So an epoch still holds every example once, and the samplers' positions alone say where
+    a run stands.
 
     Args:
-        budget: Word pieces, of each side by itself.
+        budget: Word pieces, for each side by itself.
         sides: One for task batches; two for D or G, whose losses are means over either side.
 
     Returns:
@@ -51,7 +51,7 @@ def draw_within(budget: int, *sides: Side) -> list[list[Any]]:
         for place, side in enumerate(sides):
             (example,) = side.sampler.draw(1)
             chosen[place].append(example)
-            # A text without a piece still takes room, or texts without end would fit.
+            # At least one: otherwise any number of texts without a piece would fit.
             totals[place] += max(1, side.pieces(example))
         if max(totals) > budget and len(chosen[0]) > 1:
             for side, position, examples in zip(sides, before, chosen, strict=True):
@@ -65,14 +65,14 @@ def similar_lengths(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray
 
     Batches of shorter sequences hold more of them: padded to its own longest, none takes more
     tokens than `batch_size` of the longest sequence of all. So the first batch needs the most
-    memory, and short sentences are not computed in crumbs.
+    memory, and short sentences are not computed in tiny batches.
 
     Args:
-        lengths: (N,) in tokens.
+        lengths: (N,) lengths in tokens.
         batch_size: Sequences in the first batch.
 
     Yields:
-        (n,) int64: indices in `lengths`; of equals the earlier first.
+        (n,) int64: indices in `lengths`; among equals the earlier first.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0

@@ -23,7 +23,7 @@ __all__ = [
     "tokenize_sentences",
 ]
 
-# The tokenizer keeps some hundred bytes a piece until its results are read: a batch bounds that.
+# The tokenizer keeps some hundred bytes per piece until its results are read: batches bound that.
 _BATCH = 2048
 _IDS_ONLY: dict[str, Any] = {
     "padding": False,
@@ -45,10 +45,10 @@ def tokenize_documents(
         tokenizer: A fast tokenizer of transformers.
         documents: The documents.
         label_ids: The id of each class; None leaves the data set unlabelled.
-        max_length: In tokens.
+        max_length: The longest sequence in tokens, special ones included.
 
     Raises:
-        ValueError: The tokenizer is not a fast one, `max_length` leaves no room beside the
+        ValueError: The tokenizer is not a fast one, `max_length` leaves no room for more than the
             special tokens, or a label is missing or unknown.
     """
     _capacity(tokenizer, max_length)
@@ -84,20 +84,21 @@ def tokenize_sentences(
     """Cut the words of sentences into pieces, and sentences that are too long into windows.
 
     A sentence of at most `max_length` tokens, special ones included, is one window. A longer one
-    gets windows of `max_length` tokens each but the last, which overlap by `overlap` pieces. Each
-    word is scored in one window, by its first piece there: where it has the most context on its
-    nearer side. A word that gives no piece (a control character, say) is
-    scored nowhere, but `num_words` counts it, so that it can be given O.
+    gets windows of `max_length` tokens, the last perhaps shorter, which overlap by `overlap`
+    pieces. Each word is scored by its first piece in one window: the one with the most context on
+    the word's nearer side. A word that gives no piece (a control character, say) is scored nowhere,
+    but `num_words` counts it, so that it can be given O.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
         sentences: The sentences.
         label_ids: The id of each tag; None leaves the data set unlabelled.
-        max_length: In tokens.
-        overlap: In word-pieces, below what a window holds beside the special tokens.
+        max_length: The longest window in tokens, special ones included.
+        overlap: Word-pieces that neighbouring windows share, fewer than a window holds without the
+            special tokens.
 
     Raises:
-        ValueError: The tokenizer is not a fast one, `max_length` leaves no room beside the
+        ValueError: The tokenizer is not a fast one, `max_length` leaves no room for more than the
             special tokens, `overlap` does not fit, or a tag is missing or unknown.
     """
     capacity = _capacity(tokenizer, max_length)
@@ -193,7 +194,7 @@ def _tag_ids(
 
 
 def _capacity(tokenizer: PreTrainedTokenizerFast, max_length: int) -> int:
-    """The word-pieces that fit into `max_length` tokens beside the special ones."""
+    """The word-pieces that fit into `max_length` tokens together with the special ones."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"found the tokenizer {type(tokenizer).__name__}, expected a fast one "

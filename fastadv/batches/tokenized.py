@@ -18,7 +18,7 @@ class TokenSequence:
         word_positions: (w,) int32, the token of the first piece of each word scored here; None
             for documents.
         word_labels: (w,) int64, None where unlabelled.
-        word_indices: (w,) int32, the place of each of these words in its sentence.
+        word_indices: (w,) int32, the index of each of these words in its sentence.
     """
 
     input_ids: np.ndarray
@@ -30,7 +30,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class TokenizedDataset:
-    """E examples of S sequences in all, in columns. `dataset[i]` gives views, and copies nothing.
+    """E examples with S sequences in all, as columns. `dataset[i]` gives views and copies nothing.
 
     Attributes:
         input_ids: (T,) int32, all sequences end to end, special tokens included.
@@ -40,8 +40,8 @@ class TokenizedDataset:
         num_words: (E,) int32 words of each sentence, those without a word-piece included; None
             for documents.
         word_offsets: (S + 1,) int64, where the words of each sequence begin in the arrays below.
-        word_positions: (W,) int32, token within its sequence.
-        word_indices: (W,) int32, word within its sentence.
+        word_positions: (W,) int32, the index of each word's token in its sequence.
+        word_indices: (W,) int32, the index of each word in its sentence.
         word_labels: (W,) int64, or None where unlabelled.
     """
 

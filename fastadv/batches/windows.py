@@ -6,7 +6,7 @@ import numpy as np
 
 
 def window_borders(pieces: int, capacity: int, overlap: int) -> np.ndarray:
-    """(windows, 2) int64: begin and end of the windows over so many pieces.
+    """(windows, 2) int64: begin and end of the windows over `pieces` word pieces.
 
     Every window but the last is full, each begins `overlap` pieces before the last one's end, and
     the last ends with the sentence.
@@ -20,8 +20,8 @@ def window_borders(pieces: int, capacity: int, overlap: int) -> np.ndarray:
 def scoring_windows(firsts: np.ndarray, ends: np.ndarray, borders: np.ndarray) -> np.ndarray:
     """(words,) int64: the window in which each word is scored.
 
-    Of the windows that hold a word's first piece it is the one with the most pieces on the side
-    where it has fewer; the earlier one if two have as many. A word cut off by the end of a window
+    Among the windows that hold a word's first piece, it is the one with the most pieces on the side
+    of the word where it has fewer; the earlier one of equals. A word cut off by the end of a window
     counts there with what it lacks, as a negative number.
 
     Args:

@@ -1,4 +1,4 @@
-"""The command `fastadv`: one module a command, and `dispatch`, which runs them."""
+"""The command `fastadv`: one module per command, and `dispatch`, which runs them."""
 
 from fastadv.cli.dispatch import main
 

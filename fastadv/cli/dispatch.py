@@ -42,13 +42,13 @@ COMMANDS: dict[str, ModuleType] = {
     "env": env,
     "demo": demo,
 }
-# Those whose runs go on where they were stopped.
+# Commands whose stopped runs can be resumed.
 RESUMABLE = {"train": train, "tune": tune, "experiment": experiment, "pretrain": pretrain}
 DONE, REFUSED = 0, 2
-# As the shell reports a program that a closed pipe ended, such as `cat` before `head`.
+# The status that a shell reports for a program ended by a closed pipe, as in `cat FILE | head`.
 PIPE_CLOSED = 128 + signal.SIGPIPE
-# Bad input, a full disk, a missing package, a backend that cannot run, a loss that is no number.
-# Anything else is a mistake in fastadv itself, of which the traceback is wanted.
+# Bad input, a full disk, a missing package, a backend that cannot run, a loss that is not finite.
+# Anything else is a bug in fastadv itself, and its traceback is needed.
 _REFUSALS = (
     ValueError,
     OSError,
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return PIPE_CLOSED
         except KeyboardInterrupt as stop:
             if options is not None and given[0] in RESUMABLE:
-                say(RESUMABLE[given[0]].how_to_go_on(stop, options, given))
+                say(RESUMABLE[given[0]].how_to_resume(stop, options, given))
             else:
                 say(one_line(stop))
             return 128 + int(getattr(stop, "signal", signal.SIGINT))

@@ -114,7 +114,7 @@ def _write_lines(path: str, embedder: Embedder, data: Data | DataFile, chunk_siz
     with text_output(path) as file:
         for chunk in embedder.iter_embed(documents, chunk_size):
             for row in chunk:
-                # Nine digits give back every float32.
+                # Nine digits are enough to restore every float32 exactly.
                 embedding = [float(f"{value:.9g}") for value in row]
                 record = {"text": next(texts).text, "embedding": embedding}
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")

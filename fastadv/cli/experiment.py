@@ -23,7 +23,7 @@ DESCRIPTION = (
     "for every target language, over several seeds, runs with and without the adversary. Leaves "
     "results.jsonl, tables as Markdown and CSV, figures, and one page report.html, which also says "
     "what each criterion would have got that chooses a step without target labels. The same "
-    "command goes on where it was stopped; finished runs are kept."
+    "command resumes where it was stopped; finished runs are kept."
 )
 CORPORA = ("mldoc", "conll")
 
@@ -91,9 +91,9 @@ def run(options: Namespace) -> None:
     _report(experiment, write_report)
 
 
-def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
-    return f"{one_line(stop)}; go on with: {shlex.join(['fastadv', *given])}"
+def how_to_resume(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
+    """The line after a signal: what happened and the command that resumes the experiment."""
+    return f"{one_line(stop)}; resume with: {shlex.join(['fastadv', *given])}"
 
 
 def _report(experiment: Any, write: Any) -> None:

@@ -1,4 +1,4 @@
-"""What reaches standard error: our own lines, each a plain one, and nothing of other libraries."""
+"""What reaches standard error: our own plain lines, and nothing from other libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNION = re.compile(
 
 @contextmanager
 def only_our_messages(speaker: str) -> Iterator[logging.Handler]:
-    """Inside, the library's log goes to standard error as "SPEAKER: line", other logs nowhere.
+    """Sends the library's log to standard error as "SPEAKER: line", and other logs nowhere.
 
     Yields:
         The handler, whose level decides what is shown: INFO and above unless it is raised.
@@ -27,7 +27,7 @@ def only_our_messages(speaker: str) -> Iterator[logging.Handler]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter(f"{speaker}: %(message)s"))
-    # With a handler at the root, Python's last resort does not print strangers' warnings.
+    # With a handler at the root, Python's last resort does not print other libraries' warnings.
     silence = logging.NullHandler()
     ours, root = logging.getLogger("fastadv"), logging.getLogger()
     level = ours.level
@@ -46,7 +46,7 @@ def only_our_messages(speaker: str) -> Iterator[logging.Handler]:
 
 
 def hush(quiet: bool = False) -> None:
-    """No bars and warnings of the libraries that load models; downloads show on a terminal."""
+    """Silences bars and warnings of libraries that load models; downloads show on a terminal."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging

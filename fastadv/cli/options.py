@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Help(DefaultHelpFormatter):
-    """Each option's text and its default; none where the text itself says what happens."""
+    """Shows each option's text and default, but no default where the text says what happens."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -28,7 +28,7 @@ class Help(DefaultHelpFormatter):
 
 
 class _Append(argparse.Action):
-    """Adds to the list so far, be it from the command line or from an options file."""
+    """Adds to the list so far, whether from the command line or from an options file."""
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ def model_of(options: Namespace) -> str:
     """`--model`.
 
     Raises:
-        ValueError: It is the folder of a run, which holds models but is none.
+        ValueError: It is the folder of a run, which holds models but is not one.
     """
     folder = Path(options.model)
     models = [
@@ -131,7 +131,7 @@ def add_reading(parser: ArgumentParser, names: str = "") -> None:
 
     Args:
         parser: Gets the options.
-        names: For the help: what may stand before `=`. Empty for a command of one file.
+        names: What may stand before `=`, for the help. Empty for a command that reads one file.
     """
     prefix = "[NAME=]" if names else ""
     scope = f"; with NAME= of that file alone: {names}" if names else ""
@@ -189,13 +189,13 @@ class Reading:
         """The data behind a path: with the options for this name, else those without a name.
 
         Raises:
-            ValueError: An option has a value that there is not, or does not fit another.
+            ValueError: An option has an unknown value, or does not fit another.
         """
         from fastadv.data import DataFile
         from fastadv.data.data_file import is_hub_name
 
         own, common = self._by_name.get(name, {}), dict(self._by_name.get(None, {}))
-        # Said of all files, so meant for those of which it can be true.
+        # An option for all files means those that it can apply to.
         if is_hub_name(path):
             common = {option: v for option, v in common.items() if option == "columns"}
         if own.get("format") in ("documents", "columns", "lines"):
@@ -208,7 +208,7 @@ class Reading:
             raise ValueError(f"{path}: {error}") from error
 
     def files(self, paths: Mapping[str, str]) -> dict[str, Any]:
-        """`file` of each."""
+        """The data behind each path; see `file`."""
         return {name: self.file(name, path) for name, path in paths.items()}
 
 

@@ -1,4 +1,4 @@
-"""`--options FILE.yaml`: mistakes in it are told with the file and the line."""
+"""`--options FILE.yaml`: mistakes in it are reported with the file and the line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 
 class OptionsFile(ActionConfigFile):
-    """jsonargparse's configuration file, checked before it is taken over."""
+    """jsonargparse's configuration file, checked before its values are taken."""
 
     def __call__(
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None

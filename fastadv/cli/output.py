@@ -1,4 +1,4 @@
-"""Where a command's results go: standard output, or a file that is there whole or not at all."""
+"""Where a command's results go: standard output, or a file that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def text_output(path: str) -> Iterator[TextIO]:
 
 @contextmanager
 def binary_output(path: str) -> Iterator[BinaryIO]:
-    """Bytes to a file beside `path`, which takes its name at the end and is removed on failure.
+    """Bytes to a file next to `path`, which is renamed to `path` at the end and removed on failure.
 
-    What is no ordinary file, such as a named pipe, is written to as it is.
+    Anything but an ordinary file, such as a named pipe, is written to directly.
 
     Raises:
         ValueError: `path` is a folder, or its folder does not exist.
@@ -50,14 +50,14 @@ def binary_output(path: str) -> Iterator[BinaryIO]:
             with target.open("wb") as special:
                 yield special
             return
-        # A link is followed, so that it is the file behind it that is replaced.
+        # A link is followed, so that the file behind it is replaced.
         with _replacing(target.resolve()) as file:
             yield file
     except BrokenPipeError:
         raise
     except OSError as error:
         if error.filename is None:
-            # A write knows no name.
+            # An error from a write does not name the file.
             error.filename = path
         raise
 
@@ -77,7 +77,7 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def give_up_stdout() -> None:
-    """If standard output takes nothing any more, lets the interpreter's last flush go nowhere."""
+    """If standard output accepts nothing more, makes the interpreter's last flush go nowhere."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -35,7 +35,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--text",
         "LANG=FILE",
         "plain text, a paragraph a line, also .gz, .bz2 or .xz; once for each file; a run "
-        "that goes on reads OUTPUT/corpus.npz and OUTPUT/tokenizer instead",
+        "that is resumed reads OUTPUT/corpus.npz and OUTPUT/tokenizer instead",
     )
     parser.add_argument(
         "--tokenizer",
@@ -52,7 +52,7 @@ def add_options(parser: ArgumentParser) -> None:
         "checkpoints",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output where it stopped"
+        "--resume", action="store_true", help="resume the run in --output where it stopped"
     )
     parser.add_argument(
         "--adversarial",
@@ -64,7 +64,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--seconds",
         type=float | None,
         default=None,
-        help="stop with a checkpoint after so long; the same command with --resume goes on",
+        help="stop with a checkpoint after so long; the same command with --resume continues",
     )
     parser.add_argument(
         "--prepare_only",
@@ -99,16 +99,16 @@ def run(options: Namespace) -> None:
     if done:
         print(f"model {output / 'last'}")
     else:
-        print(f"stopped after step {step} of {config.steps}, --resume goes on")
+        print(f"stopped after step {step} of {config.steps}, --resume continues it")
 
 
-def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+def how_to_resume(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
+    """The line after a signal: what happened and the command that resumes the run."""
     said, output = one_line(stop), Path(options.output)
     if not any(output.glob("checkpoint*.safetensors")):
         return f"{said}; there is no checkpoint yet, the same command begins anew"
     resumed = [*given] if "--resume" in given else [*given, "--resume"]
-    return f"{said}; go on with: {shlex.join(['fastadv', *resumed])}"
+    return f"{said}; resume with: {shlex.join(['fastadv', *resumed])}"
 
 
 def _refuse_other_run(output: Path, resume: bool) -> None:

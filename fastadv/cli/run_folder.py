@@ -12,12 +12,12 @@ from jsonargparse import Namespace
 BASELINE = "baseline"
 OPTIONS = "run.yaml"
 _HEADER = "# Options of a fastadv run; to start another with them: --options "
-# Not kept: where options came from, whether this was the first start, and how much was said.
+# Not kept: where options came from, whether this was the first start, and how much was printed.
 _PASSING = ("options", "resume", "quiet", "print_config", "seconds", "prepare_only")
 
 
 def refuse_other_run(output: Path, resume: bool, baseline: bool) -> None:
-    """Refuses a folder that a new run would write over, before anything is loaded.
+    """Refuses a folder that a new run would overwrite, before anything is loaded.
 
     Raises:
         ValueError: The folder holds a run and `resume` is False, or is no folder.
@@ -32,7 +32,7 @@ def refuse_other_run(output: Path, resume: bool, baseline: bool) -> None:
             if not resume and (folder / name).exists():
                 raise ValueError(
                     f"{folder}: found {name} of another run, expected a new folder, or --resume "
-                    "to go on with it"
+                    "to continue it"
                 )
     written = output / OPTIONS
     if not resume and written.exists() and not _is_ours(written):
@@ -41,7 +41,8 @@ def refuse_other_run(output: Path, resume: bool, baseline: bool) -> None:
 
 def has_checkpoint(output: Path) -> bool:
     """Whether a run in the folder, or its twin, can be resumed."""
-    # By pattern: the name's own module imports torch, and a signal may have interrupted just that.
+    # By a pattern: the module that defines the name imports torch, and a signal may have
+    # interrupted just that import.
     folders = (output, output / BASELINE)
     return any(path for folder in folders for path in folder.glob("checkpoint*.safetensors"))
 

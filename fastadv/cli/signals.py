@@ -26,13 +26,13 @@ class Interrupted(KeyboardInterrupt):
 def raised_signals() -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM raises `Interrupted`; a second one ends the process."""
     if threading.current_thread() is not threading.main_thread():
-        # Python lets the main thread alone set handlers.
+        # Only the main thread may set handlers in Python.
         yield
         return
     before = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM)
-        # A shell starts background jobs with SIGINT ignored, and means it.
+        # A shell starts background jobs with SIGINT ignored, and that must stay so.
         if signal.getsignal(number) is not signal.SIG_IGN
     }
 

@@ -13,14 +13,14 @@ _WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 
 
 def summary(histories: Mapping[str, History], task: TaskName) -> str:
-    """A row for each test set (without one, for English dev) and run; with two, the difference.
+    """One row for each test set (or English dev, without one) and run; with two, the difference.
 
     Columns: the score at the step that was selected (by default on English dev, if there was a
     dev set), at the last step, and of the mean of the weights, if that was kept. Empty where
     nothing was evaluated.
 
     Args:
-        histories: By the name of the run, the one that the others are taken from first.
+        histories: Histories by the name of the run; the difference is the first minus the second.
         task: Chooses accuracy or F1.
     """
     metric = SCORE[task]

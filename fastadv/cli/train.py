@@ -82,7 +82,7 @@ def add_options(parser: ArgumentParser) -> None:
         "and the checkpoints",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output where it stopped"
+        "--resume", action="store_true", help="resume the run in --output where it stopped"
     )
     parser.add_argument(
         "--baseline",
@@ -130,8 +130,8 @@ def run(options: Namespace) -> None:
     _tell(options, histories, output)
 
 
-def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+def how_to_resume(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
+    """The line after a signal: what happened and the command that resumes the run."""
     said, output = one_line(stop), Path(options.output)
     if not has_begun(output):
         return f"{said}; nothing was done yet, the same command begins anew"
@@ -143,7 +143,7 @@ def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) 
 def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The arguments of `fit` that are data, and the labels of the training file.
 
-    `test` may be no option of the command.
+    The command need not have the option `test`.
     """
     from fastadv.tasks.registry import task_of
 
@@ -171,7 +171,7 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
 
 
 def _is_read_once(path: str) -> bool:
-    """Whether it is standard input or a pipe: labels and twin would find it empty."""
+    """Whether it is standard input or a pipe, which a second reader would find empty."""
     return path == "-" or Path(path).is_fifo()
 
 

@@ -24,8 +24,8 @@ SUMMARY = "search for learning rates on English dev"
 DESCRIPTION = (
     "Search for the learning rates of task, discriminator and generator that do best on labelled "
     "English dev, as the paper does (Keung, Lu and Bhardwaj, EMNLP 2019, section 3.1). Labels of "
-    "other languages are neither taken nor looked at. Leaves the trials and best.yaml, from which "
-    "fastadv train goes on."
+    "other languages are neither taken nor looked at. Leaves the trials and best.yaml, which "
+    "fastadv train --options takes."
 )
 BEST = "best.yaml"
 _SHOWN = 10
@@ -55,7 +55,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the search")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the search in --output where it stopped"
+        "--resume", action="store_true", help="resume the search in --output where it stopped"
     )
     parser.add_argument(
         "--trials", type=int, default=16, help="trials in all, those before a stop counted"
@@ -90,7 +90,7 @@ def run(options: Namespace) -> None:
     resolved = config.resolved(options.task)
     searched = RATES if config.adversarial else RATES[:1]
     centre = {name: float(getattr(resolved, name)) for name in searched}
-    # Refused here, before anything is written.
+    # Wrong options are refused here, before anything is written.
     propose([], centre, options.span, config.seed, options.startup)
     hush(options.quiet)
     data, labels = data_and_labels(options)
@@ -111,12 +111,12 @@ def run(options: Namespace) -> None:
     _tell(search, options)
 
 
-def how_to_go_on(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
-    """The line after a signal: what happened and the command that goes on with it."""
+def how_to_resume(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
+    """The line after a signal: what happened and the command that resumes the search."""
     resumed = [*given] if "--resume" in given else [*given, "--resume"]
     if not (Path(options.output) / "tune.json").exists():
         resumed = [*given]
-    return f"{one_line(stop)}; go on with: {shlex.join(['fastadv', *resumed])}"
+    return f"{one_line(stop)}; resume with: {shlex.join(['fastadv', *resumed])}"
 
 
 def _tried(

@@ -1,4 +1,4 @@
-"""Words with entity tags, one word a line, by columns: CoNLL 2002 and 2003."""
+"""Words with entity tags, one word per line, in columns: CoNLL 2002 and 2003."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastadv.data.records import Sentence, is_tag, to_iob2
 from fastadv.data.source import Lines, quoted
 
 MAX_WORDS = 100_000
-"""In a sentence: a file without blank lines is not one sentence."""
+"""The most words of a sentence: a file without blank lines is not one sentence."""
 
 # Not str.split(): a no-break space or an ideographic space belongs to the word.
 _SPACES = re.compile(r" +")
@@ -73,7 +73,7 @@ def _rows(lines: Lines) -> Iterator[tuple[int, tuple[str, str] | None]]:
 
 
 def _split(line: str) -> list[str]:
-    """Columns, divided by tabs if there is one; within columns spaces are the word's then."""
+    """Columns, divided by tabs if there is one; spaces within a column then belong to the word."""
     line = line.strip(" \t")
     if "\t" in line:
         return [column.strip(" ") for column in line.split("\t")]

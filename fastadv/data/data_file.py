@@ -1,4 +1,4 @@
-"""A file to read together with what its content does not say, and the formats there are."""
+"""A data file with the options to read it by, and the formats that are known."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class DataFile:
     Formats, each recognised from its first lines where `format` is None (a name that ends in .csv,
     .jsonl, .ndjson or .json decides as well):
 
-    - "documents": `LABEL<TAB>text`, one a line, as in MLDoc. See `read_documents`.
-    - "columns": a word with its tag a line, as in CoNLL 2002/2003 and Universal NER. See
+    - "documents": `LABEL<TAB>text`, one per line, as in MLDoc. See `read_documents`.
+    - "columns": a word with its tag on each line, as in CoNLL 2002/2003 and Universal NER. See
       `read_conll`.
-    - "lines": one text a line, without labels. See `read_texts`.
+    - "lines": one text per line, without labels. See `read_texts`.
     - "csv", "tsv": fields divided by commas (or semicolons) or by tabs, the first line names them;
       fields may be quoted, hold line ends within quotes, and quotes in them are doubled. The
       columns "text" and "label" are read.
-    - "jsonl": a JSON object a line, with "text" and "label", or "tokens" and "tags", which are
+    - "jsonl": one JSON object per line, with "text" and "label", or "tokens" and "tags", which are
       lists of strings.
 
     A column of csv, tsv or jsonl may have another usual name (sentence, content, document or
@@ -46,9 +46,9 @@ class DataFile:
         path: A file, a pipe, "-" for standard input, or "hf:OWNER/NAME[/CONFIG][:SPLIT]" for a
             data set of the Hugging Face hub.
         format: One of those above; None to recognise it.
-        encoding: "utf-8" or "latin-1" (ISO 8859-1). None is UTF-8, but for column files under a
-            CoNLL corpus's own name (`deu.*`, `esp.*`, `ned.*`), which were given out in latin-1:
-            they are read so if no UTF-8 is in them.
+        encoding: "utf-8" or "latin-1" (ISO 8859-1). None is UTF-8, except for column files under a
+            CoNLL corpus's own name (`deu.*`, `esp.*`, `ned.*`), which were published in latin-1:
+            they are read as latin-1 if they hold no UTF-8.
         columns: The file's names of our fields "text", "label", "tokens" and "tags", such as
             {"text": "body"}.
 

@@ -27,8 +27,8 @@ _KNOWN = {name for names in NAMES.values() for name in names} | {
 def is_header(line: str, delimiter: str, columns: Columns = None) -> bool:
     """Whether a line names columns, one of which holds texts.
 
-    Prose may have the word "text" beside a comma, and a label may be "text": what stands in the
-    fields must be names, and in the only two fields of a line with a tab names that are known.
+    Prose may hold the word "text" next to a comma, and a label may be "text". So the fields must
+    look like names, and if a line with a tab has only two fields, they must be known names.
     """
     names = _fields(line, delimiter)
     if len(names) < 2 or len({name.casefold() for name in names}) < len(names):
@@ -96,7 +96,7 @@ def _place(field: str, names: list[str], columns: Columns) -> int:
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
-    """The fields of one line; none if it is not of the form."""
+    """The fields of one line; none if the line is not of this form."""
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error:
@@ -104,7 +104,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _rows(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows, but for blank lines, with the number of the line where each begins."""
+    """The rows, except blank lines, with the number of the line where each begins."""
     taken: list[str] = []
     width = 0
 
@@ -127,8 +127,8 @@ def _rows(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         if len(row) < 2 and not "".join(row).strip():
             continue
         width = width or len(row)
-        # Two rows of a file that does not quote, the first with a stray quote before a field and
-        # the second with one after, would read as one.
+        # Two rows of a file that does not quote would read as one if the first has a stray quote
+        # before a field and the second has one after a field.
         whole = all(line.count(delimiter) == width - 1 for line in taken)
         if delimiter == "\t" and len(taken) > 1 and whole:
             found = f"a field in quotes over {len(taken)} lines, each of which is a whole row"
@@ -137,7 +137,7 @@ def _rows(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
-    # The limit belongs to the whole process: it is lent for one row and given back.
+    # The limit belongs to the whole process: it is changed for one row and then restored.
     before = csv.field_size_limit(MAX_LINE)
     try:
         return next(reader, None)

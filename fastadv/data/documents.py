@@ -1,4 +1,4 @@
-"""Labelled documents, one a line: LABEL<TAB>text, as MLDoc has them (Schwenk and Li, 2018)."""
+"""Labelled documents, one per line: LABEL<TAB>text, as in MLDoc (Schwenk and Li, 2018)."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ class NotText(ValueError):
 def line_decoder(encoding: str) -> Callable[[bytes], str]:
     """A function from the lines of one file, in their order, to text.
 
-    It raises `NotText` for a line that is not UTF-8 or holds a NUL byte; under "latin-1", as soon
-    as more of the lines with a byte above 127 are UTF-8 than are not, since every byte is a
-    letter of latin-1 and only their order tells.
+    It raises `NotText` for a line that is not UTF-8 or holds a NUL byte. Under "latin-1" it raises
+    it as soon as more of the lines with a byte above 127 are UTF-8 than are not: every byte is a
+    letter of latin-1, so only their order tells.
     """
     decode = _Latin1() if encoding == "latin-1" else _utf_8
     first = True
@@ -44,7 +44,7 @@ def line_decoder(encoding: str) -> Callable[[bytes], str]:
             if encoding == "utf-8":
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
         if b"\0" in raw:
-            raise NotText(f"a NUL byte at place {raw.index(0) + 1}", "text")
+            raise NotText(f"a NUL byte at position {raw.index(0) + 1}", "text")
         return decode(raw)
 
     return decoded
@@ -70,7 +70,7 @@ def _utf_8(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at place {error.start + 1}"
+        found = f"byte 0x{raw[error.start]:02x} at position {error.start + 1}"
         raise NotText(found, _HINT) from None
 
 

@@ -23,7 +23,7 @@ Columns = Mapping[str, str] | None
 
 
 class MissingField(ValueError):
-    """No name, or more than one, stands for a field, or not the one that was chosen."""
+    """A field has no name, more than one, or not the name that was chosen."""
 
     def __init__(self, found: Sequence[str], *fields: str, chosen: str | None = None) -> None:
         field = fields[0]
@@ -38,7 +38,7 @@ class MissingField(ValueError):
 
 
 def explained(error: ValueError) -> str:
-    """An error about a file in words: what is missing can be said by an option there."""
+    """An error about a file, in words: for a file, an option can name the missing column."""
     return error.with_remedy if isinstance(error, MissingField) else str(error)
 
 
@@ -46,7 +46,7 @@ def column_of(field: str, names: Iterable[str], columns: Columns = None) -> str 
     """The name among `names` that stands for `field`, if there is one.
 
     It is the one that `columns` gives, else our own name of the field, else the only one of the
-    usual names; small and capital letters and spaces around count for nothing.
+    usual names; case and surrounding spaces are ignored.
 
     Raises:
         MissingField: Several names may stand for it, or what `columns` gives is not there.

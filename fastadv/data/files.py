@@ -83,7 +83,7 @@ def read_conll(file: Path | DataFile) -> list[Sentence]:
 
 
 def read_texts(file: Path | DataFile) -> list[Document]:
-    """Read a file of one text a line as unlabelled documents; blank lines are skipped.
+    """Read a file of one text per line as unlabelled documents; blank lines are skipped.
 
     Raises:
         ValueError: The file is missing, is not UTF-8, or holds no text.
@@ -103,8 +103,8 @@ def labelled_examples(file: DataFile, kind: Kind) -> Iterator[Record]:
         return
     lines, found = _opened(file)
     if found not in _LABELLED[kind]:
-        # A line that is not of the kind's own layout says more than the name of another one; but
-        # columns may pass for documents.
+        # Parsing as the kind's own format gives an error about a line, which says more than the
+        # name of another format; but columns may pass for documents.
         if file.format is None and found in (None, "lines", "documents"):
             found = _OWN[kind]
         else:
@@ -176,7 +176,7 @@ def _as_format(file: Path | DataFile, format: Format, kind: Kind) -> Iterator[Re
 
 
 def _opened(file: DataFile) -> tuple[Lines, Format | None]:
-    """The lines of a file and its format, which is None for text that is of no other."""
+    """The lines of a file and its format, which is None for plain text."""
     if file.encoding is None and file.format in (None, "columns") and is_latin_1_corpus(file.path):
         lines = open_lines(file.path, "latin-1")
         if (file.format or recognise(lines, file.path, file.columns)) == "columns":

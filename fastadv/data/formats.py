@@ -25,11 +25,11 @@ _VOTES = 50
 
 
 def recognise(lines: Lines, path: str | os.PathLike[str], columns: Columns = None) -> Format | None:
-    """The format of a source that names none; None for text that is of no other.
+    """The format of a source that names none; None for plain text.
 
     The first line with content decides, so that what is malformed further on is refused and not
-    taken for something else. Only a word, a tab and a tag may be a labelled document as well:
-    there the next lines have a vote.
+    taken for something else. Only a word, a tab and a tag may be a labelled document as well: there
+    the next lines decide.
 
     Raises:
         ValueError: The file is a JSON array.

@@ -1,4 +1,4 @@
-"""JSON Lines: an object a line, with named fields."""
+"""JSON Lines: one object per line, with named fields."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _EXPECTED = "one JSON object a line"
 def parse(
     lines: Lines, kind: Kind, columns: Columns, labelled: bool
 ) -> Iterator[Document | Sentence]:
-    """What the objects hold of a kind, with labels or tags if `labelled`; blank lines skipped.
+    """The examples of a kind in the objects, with labels or tags if `labelled`.
 
-    A label is a string, tags are a list of strings: numbers are refused, since the names behind
-    them are not in the file.
+    Blank lines are skipped. A label is a string, tags are a list of strings: numbers are refused,
+    since the names behind them are not in the file.
     """
     empty = True
     for number, line in lines:
@@ -58,7 +58,7 @@ def _object(line: str) -> dict[str, Any]:
             parse_constant=_refuse_constant,
         )
     except json.JSONDecodeError as error:
-        found = f"malformed JSON ({error.msg.removesuffix(' at')} at place {error.pos + 1})"
+        found = f"malformed JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1})"
         raise ValueError(f"found {found}, expected {_EXPECTED}") from None
     except RecursionError:
         raise ValueError(f"found JSON nested too deep, expected {_EXPECTED}") from None
@@ -80,7 +80,7 @@ def _integer(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:
-        # Python's own limit on the digits of a number.
+        # Python itself limits the digits of a number.
         raise ValueError(f"found a number of {len(digits)} digits, expected {_EXPECTED}") from None
 
 

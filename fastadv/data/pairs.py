@@ -1,4 +1,4 @@
-"""Translations, line by line in two files."""
+"""Translations in two files, line by line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastadv.data.source import Lines, open_lines
 def read_pairs(
     source: str | os.PathLike[str] | DataFile, target: str | os.PathLike[str] | DataFile
 ) -> tuple[list[str], list[str]]:
-    """Read two files of one text a line, the nth of one a translation of the nth of the other.
+    """Read two files of one text per line; the nth line of one is the translation of the other's.
 
     A pair of which one line is blank is left out. In a file of `LABEL<TAB>text` lines the labels
     are dropped; `format="lines"` takes such lines as they are.
@@ -46,7 +46,7 @@ def read_pairs(
 
 
 def _texts(data: str | os.PathLike[str] | DataFile) -> tuple[Lines, Iterator[str]]:
-    """A file's lines, and from them its texts: one for every line, be it blank."""
+    """A file's lines, and its texts: one for every line, even if it is blank."""
     file = as_data_file(data)
     if is_hub_name(file.path):
         raise ValueError(f"{file.path}: found a data set of the hub, expected a file of lines")

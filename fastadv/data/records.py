@@ -66,7 +66,7 @@ class Sentence:
 
 
 Kind = type[Document] | type[Sentence]
-"""Which of the two is wanted of data that may give either."""
+"""Which of the two is wanted from data that may give either."""
 
 
 def place(record: Document | Sentence, number: int) -> str:
@@ -103,11 +103,11 @@ def shown(value: object) -> str:
 
 
 def _check_unicode(text: str, what: str) -> None:
-    """Refuse half a surrogate pair (JSON can escape one), of which no tokenizer makes anything."""
+    """Refuse half a surrogate pair (JSON can escape one), which no tokenizer can read."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        found = f"a {what} with half a surrogate pair at place {error.start + 1}"
+        found = f"a {what} with half a surrogate pair at character {error.start + 1}"
         raise ValueError(f"found {found}, expected Unicode text") from None
 
 

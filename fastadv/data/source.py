@@ -19,7 +19,7 @@ from fastadv.data.data_file import STANDARD_INPUT
 from fastadv.data.encoding import NotText, is_latin_1_by_convention, line_decoder
 
 MAX_LINE = 1 << 24
-"""Bytes, the line's end included. Memory stays bounded whatever is read."""
+"""The most bytes of a line, its end included. Memory stays bounded whatever is read."""
 
 _AHEAD_LINES, _AHEAD_CHARACTERS = 1000, 1 << 22
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\0"
@@ -27,7 +27,7 @@ _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 class Lines:
-    """The lines of one source; what has been given is gone.
+    """The lines of one source, which can be read only once.
 
     Attributes:
         name: The name of the source, for messages.
@@ -45,7 +45,7 @@ class Lines:
             yield self.number, without_end(line)
 
     def with_ends(self) -> Iterator[str]:
-        """Lines as they stand in the source."""
+        """Lines as they are in the source."""
         while True:
             line = self._ahead.popleft() if self._ahead else next(self._lines, None)
             if line is None:
@@ -68,12 +68,12 @@ class Lines:
             yield without_end(self._ahead[index])
 
     def malformed(self, number: int, found: str, expected: str) -> ValueError:
-        """The one sentence with which every reader here refuses a line."""
+        """The error with which every reader here refuses a line."""
         return ValueError(f"{self.name}:{number}: found {found}, expected {expected}")
 
 
 def without_end(line: str) -> str:
-    """A line without the line feed, or carriage return and line feed, that ends it."""
+    """A line without the line feed, or carriage return and line feed, at its end."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
@@ -93,8 +93,8 @@ def shown_name(path: str | os.PathLike[str]) -> str:
 def open_lines(path: str | os.PathLike[str], encoding: str = "utf-8") -> Lines:
     """The lines of a source; nothing is opened before the first is asked for.
 
-    Only a line feed, with or without a carriage return before it, ends a line: text in the wild
-    holds the other characters that `str.splitlines` splits at.
+    Only a line feed, with or without a carriage return before it, ends a line: real text holds the
+    other characters that `str.splitlines` splits at.
 
     Raises:
         ValueError: While lines are taken: there is no such file, it cannot be read, is packed and
@@ -162,7 +162,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _peekable(file: BinaryIO) -> Iterator[io.BufferedReader]:
-    """Standard input as the interpreter made it, or a replacement for it; it stays open."""
+    """Standard input as the interpreter made it, or its replacement; it stays open."""
     if isinstance(file, io.BufferedReader):
         yield file
         return
@@ -170,13 +170,13 @@ def _peekable(file: BinaryIO) -> Iterator[io.BufferedReader]:
     try:
         yield buffered
     finally:
-        # A buffer that is dropped closes what is below it.
+        # A buffer that is garbage-collected closes the file below it.
         if not buffered.closed:
             buffered.detach()
 
 
 def _unpacked(file: io.BufferedReader, name: str) -> BinaryIO:
-    """The file itself, or what was packed into it by gzip or xz: neither begins as text does."""
+    """The file itself, or what gzip or xz packed into it: no text begins as they do."""
     try:
         head = file.peek(len(_XZ))
     except OSError as error:

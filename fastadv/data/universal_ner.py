@@ -25,7 +25,7 @@ def is_indexed(lines: Iterable[str]) -> bool:
         if line.startswith("# ") and not count:
             commented = True
         elif not line.strip():
-            # One word alone may be the word "1": the next sentence tells.
+            # A word that is alone may be the word "1": the next sentence decides.
             count = 0
         elif line.partition("\t")[0] != str(count + 1):
             return False

@@ -1,4 +1,4 @@
-"""The paper's corpora as folders of the files that they were given out as."""
+"""The paper's corpora as folders of the files that were published."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ MULTILINGUAL_BERT = "google-bert/bert-base-multilingual-cased"
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of a corpus's files, of which the first begins with the language's own name.
+    """The file names of a corpus: a language's own name, then what the file holds.
 
     Attributes:
-        title: For titles.
-        task: What its labels are.
-        source: The file name of English.
-        targets: File names of the others by their code, in the order of the paper's table.
-        train: What follows the name: labelled English training examples.
-        unlabeled: Text of another language.
-        dev: Labelled English examples that choose a step, and others' text for the discriminator.
-        test: Test sets.
+        title: The corpus's name, for titles.
+        task: The task that its labels are for.
+        source: The name of English.
+        targets: The names of the other languages by their code, in the order of the paper's table.
+        train: The ending of labelled English training examples.
+        unlabeled: The ending of another language's text.
+        dev: The ending of labelled English examples that choose a step, and of other languages'
+            text for the discriminator.
+        test: The ending of test sets.
     """
 
     title: str
@@ -76,11 +77,11 @@ def corpus_plan(
     Args:
         layout: "mldoc" (`english.train.1000`, `german.train.10000`, ...) or "conll" (`eng.train`,
             `deu.testb`, ...).
-        folder: Holds the files under their own names, perhaps packed (`.gz`, `.xz`).
-        config: The paper's by default.
-        model: The paper's by default.
-        languages: Codes of targets; by default those of which the folder has all files.
-        seeds: One run each.
+        folder: The folder of the files under their own names, perhaps packed (`.gz`, `.xz`).
+        config: The settings; by default the paper's.
+        model: The model; by default the paper's.
+        languages: Codes of the targets; by default those of which the folder has all files.
+        seeds: The seeds, one run each.
         translations: Translations of English texts by language, for Table 3.
         threads: See `ExperimentPlan`.
 

@@ -64,11 +64,11 @@ def _entities() -> _Corpus:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a demo goes: some hundred steps are to show here what takes thousands in the paper.
+    """The settings of a demo: a few hundred steps must show what takes thousands in the paper.
 
-    `factor` is what the paper's learning rates (sections 3.2 and 3.3) are multiplied by, all three
-    alike. What a small model learns in takes larger ones. `aligned` is the sample whose test
-    documents are translations of one another, so that cosines can be shown; None for none.
+    `factor` multiplies the paper's learning rates (sections 3.2 and 3.3), all three alike; a small
+    model needs larger rates. `aligned` is the sample whose test documents are translations of one
+    another, so that cosines can be shown; None for none.
     """
 
     corpus: Callable[[], _Corpus]
@@ -86,7 +86,7 @@ RECIPES: dict[TaskName, _Recipe] = {
 OUR_RECIPES: dict[TaskName, _Recipe] = {
     "classification": _Recipe(partial(_documents, "software"), 150, 100.0, "software"),
 }
-"""Where `OURS` goes otherwise."""
+"""The recipes of `OURS`, where they differ."""
 
 
 def run(
@@ -111,10 +111,10 @@ def run(
         steps: Iterations of Algorithm 1; by default 150, for others' models 100, for NER 150.
         batch_size: Examples in a batch.
         precision: "auto", "bf16", "fp16" or "fp32".
-        seed: Seed of both runs.
+        seed: The seed of both runs.
         output: Folder for both runs and curves.png.
         overwrite: Remove an earlier demo's runs in that folder first.
-        quiet: No progress.
+        quiet: Show no progress.
 
     Returns:
         The report: a row for each run and a column for each language, median cosines of

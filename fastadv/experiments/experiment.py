@@ -1,4 +1,4 @@
-"""All runs of an experiment, some at once, in a folder from which it goes on after any stop."""
+"""All runs of an experiment, some at once, in a folder from which it resumes after any stop."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class Experiment:
     """The folder of an experiment.
 
-    Holds plan.json, runs/NAME/ for every run, and results.jsonl: the results of the runs that are
-    finished, in the order of the plan. The last does not depend on how often the experiment was
-    stopped, nor on how many runs went at once; but on the kind of processor and the libraries,
-    whose sums round differently. environment.txt has those that it was begun and gone on with.
+    Holds plan.json, runs/NAME/ for every run, and results.jsonl: the results of the finished runs,
+    in the order of the plan. results.jsonl does not depend on how often the experiment was stopped
+    or how many runs went at once, but it does depend on the kind of processor and the libraries,
+    whose sums round differently. environment.txt lists those with which the experiment was begun
+    and resumed.
 
     Args:
-        folder: Made if need be.
-        plan: Must be the folder's own, if it has one.
+        folder: The folder, made if need be.
+        plan: The plan, which must be the folder's own if it has one.
 
     Raises:
         ValueError: The folder holds an experiment with another plan, or other files.
@@ -70,16 +71,16 @@ class Experiment:
         return self.folder / RUNS / run.name
 
     def missing(self) -> list[RunPlan]:
-        """Runs that are not finished, those that were begun first."""
+        """Runs that are not finished; runs that were begun come first."""
         runs = [run for run in self.plan.runs() if not is_finished(self.run_folder(run))]
         return sorted(runs, key=lambda run: not has_records(self.run_folder(run)))
 
     def go(self, jobs: int = 1, quiet: bool = False) -> None:
-        """Does the runs that are missing; results.jsonl grows with each.
+        """Does the missing runs; results.jsonl grows with each.
 
         Args:
             jobs: Runs at once: with more than one each is a process of its own, on GPUs in turn.
-            quiet: No progress.
+            quiet: Show no progress.
 
         Raises:
             ValueError: Another process is at work in the folder, `jobs` is below 1, or data are
@@ -96,7 +97,7 @@ class Experiment:
                 self._note_environment()
             for run in self.plan.runs():
                 if run not in missing:
-                    # A stop may have come between a result and this.
+                    # A stop may have come between the result and this.
                     remove_checkpoints(self.run_folder(run))
             if jobs == 1:
                 self._one_by_one(missing, quiet)
@@ -104,13 +105,13 @@ class Experiment:
                 _Processes(self, missing, jobs, quiet).go()
 
     def gather(self) -> None:
-        """Writes results.jsonl from the runs that are finished."""
+        """Writes results.jsonl from the finished runs."""
         files = [self.run_folder(run) / RESULT for run in self.plan.runs()]
         lines = [file.read_text("utf-8") for file in files if file.exists()]
         write_atomically(self.folder / RESULTS, "".join(lines))
 
     def _note_environment(self) -> None:
-        """Adds this machine and its libraries to environment.txt, unless they stand last there."""
+        """Adds this machine and its libraries to environment.txt, if its last entry differs."""
         path = self.folder / ENVIRONMENT
         known = path.read_text("utf-8") if path.exists() else ""
         here = environment.report() + "\n"
@@ -125,7 +126,7 @@ class Experiment:
             self.gather()
 
     def told(self, run: RunPlan) -> str:
-        """A line for when a run begins."""
+        """The line to show when a run begins."""
         runs = self.plan.runs()
         return f"{run.name}: run {runs.index(run) + 1} of {len(runs)}"
 
@@ -148,7 +149,7 @@ class _Processes:
                     self._start(stop)
                     self._wait(stop)
             except BaseException:
-                # A second signal, for one, which does not wait for checkpoints.
+                # For example after a second signal, which does not wait for checkpoints.
                 for _, process in self.going.values():
                     process.kill()
                 raise
@@ -170,7 +171,7 @@ class _Processes:
             if not self.quiet:
                 notice(self.experiment.told(run))
             with (folder / "log.txt").open("ab") as log:
-                # Its standard input ends when this process does, however it does: see the worker.
+                # Its standard input ends when this process ends, in whatever way: see the worker.
                 process = subprocess.Popen(
                     [sys.executable, "-m", "fastadv.experiments.worker",
                      str(self.experiment.folder), run.name],
@@ -190,7 +191,7 @@ class _Processes:
         return variables
 
     def _wait(self, stop: StopRequest) -> None:
-        """Until a run ends; a signal that comes before that is passed on to all."""
+        """Waits until a run ends; a signal that comes before that is passed on to all."""
         while True:
             for slot, (run, process) in list(self.going.items()):
                 with suppress(subprocess.TimeoutExpired):
@@ -201,7 +202,7 @@ class _Processes:
                     del self.going[slot]
                     self.experiment.gather()
                     return
-            # Once, over all calls: to a worker a second one means that it is not to save anything.
+            # Only once over all calls: a second signal tells a worker not to save anything.
             if stop.signal is not None and not self.passed_on:
                 self.passed_on = True
                 for _, process in self.going.values():
@@ -233,7 +234,7 @@ def _refuse_other(written: Path, plan: ExperimentPlan) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second process from the same runs; the system lets go when this one ends."""
+    """Keeps a second process from the same runs; the system frees the lock when this one ends."""
     import fcntl
 
     with (folder / LOCK).open("w") as file:

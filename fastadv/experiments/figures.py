@@ -31,7 +31,7 @@ def plot_scores(path: Path, results: Results, language: str) -> None:
         language: A target.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: Matplotlib is not installed.
     """
     plt = pyplot()
     with plt.rc_context(RC):
@@ -47,7 +47,7 @@ def plot_discriminator(path: Path, results: Results, language: str) -> None:
     """How well languages are told apart on held-out text over steps: by the discriminator, and by
     a linear probe trained afresh on the embeddings of either run.
 
-    Arguments and errors as of `plot_scores`.
+    Arguments and errors are the same as for `plot_scores`.
     """
     plt = pyplot()
     with plt.rc_context(RC):
@@ -70,7 +70,7 @@ def _draw(axis: Any, series: Series, label: str, colour: str, line: Any) -> None
         return
     for steps, values in series.values():
         axis.plot(steps, values, color=colour, linestyle=line, linewidth=0.6, alpha=0.4)
-    # Seeds share their steps; one that is not yet as far is left out of the mean there.
+    # Seeds share their steps; a seed that has not got as far is left out of the mean there.
     by_step: dict[int, list[float]] = {}
     for steps, values in series.values():
         for step, value in zip(steps, values, strict=True):

@@ -26,7 +26,7 @@ class TargetTexts:
     """Unlabelled text of one language.
 
     Args:
-        unlabeled: Text for criteria over predictions.
+        unlabeled: Text for criteria that look at predictions.
         heldout: Text that no discriminator is trained on.
         pairs: Texts of the source language and their translations, equally many.
     """

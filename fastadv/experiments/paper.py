@@ -1,4 +1,4 @@
-"""The numbers of Keung, Lu and Bhardwaj, EMNLP 2019, to stand beside ours."""
+"""The numbers of Keung, Lu and Bhardwaj, EMNLP 2019, to be shown next to ours."""
 
 from __future__ import annotations
 

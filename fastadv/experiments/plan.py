@@ -61,7 +61,7 @@ class RunPlan:
 
     Attributes:
         condition: "baseline" (the paper's "BERT En-labels") or "adversarial".
-        languages: Targets it is scored on; an adversarial run has one, and trains on its text.
+        languages: Targets that it is scored on; an adversarial run has one, and trains on its text.
         seed: `FinetuneConfig.seed`.
     """
 
@@ -71,7 +71,7 @@ class RunPlan:
 
     @property
     def name(self) -> str:
-        """Unique in an experiment, and the name of its folder."""
+        """A name that is unique in an experiment, also of the run's folder."""
         part = [self.languages[0]] if self.condition == ADVERSARIAL else []
         return "-".join([self.condition, *part, str(self.seed)])
 
@@ -81,15 +81,15 @@ class ExperimentPlan:
     """Everything that decides what an experiment's results are.
 
     Attributes:
-        name: For titles.
-        task: Its name.
+        name: The experiment's name, for titles.
+        task: The name of the task.
         model: Hub id, folder or alias.
         source: The labelled language.
-        targets: The others, in the order of the tables' columns.
-        seeds: One run each.
-        config: Settings of every run but for `seed`, `adversarial` and `source_language`.
+        targets: The other languages, in the order of the tables' columns.
+        seeds: The seeds, one run each.
+        config: Settings of every run, except `seed`, `adversarial` and `source_language`.
         threads: Threads of a run on the CPU; None for as many as there are cores for it.
-        paper: "mldoc" or "conll" where the paper has numbers to stand beside ours.
+        paper: "mldoc" or "conll" where the paper has numbers to show next to ours.
     """
 
     name: str
@@ -123,7 +123,7 @@ class ExperimentPlan:
             raise ValueError(f"found {self.threads} threads, expected at least 1")
 
     def runs(self) -> list[RunPlan]:
-        """Every run: one baseline a seed, and one adversarial run a seed and target, as in the
+        """Every run: one baseline per seed, and one adversarial run per seed and target, as in the
         paper's tables, whose baseline is the same for all languages.
         """
         names = tuple(target.language for target in self.targets)
@@ -146,7 +146,7 @@ class ExperimentPlan:
         )
 
     def narrowed(self, languages: Sequence[str], seeds: Sequence[int]) -> ExperimentPlan:
-        """With these targets and seeds alone; all of them where a sequence is empty.
+        """The plan with only these targets and seeds; an empty sequence stands for all of them.
 
         Raises:
             ValueError: There is no such target.

@@ -1,4 +1,4 @@
-"""An experiment written down in YAML."""
+"""Experiments described in YAML."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_plan(path: Path, folder: Path | None = None) -> ExperimentPlan:
 
     Args:
         path: The file.
-        folder: What relative paths of data files begin at; by default the file's own folder.
+        folder: The folder that relative paths of data files start from; by default the file's own.
 
     Raises:
         ValueError: The file is missing, is no YAML, lacks a key or has one too many, or a value is

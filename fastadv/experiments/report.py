@@ -29,13 +29,13 @@ SECTIONS = {
 
 
 def write_report(experiment: Experiment) -> list[Path]:
-    """Writes tables.md, a CSV a table, figures/ and report.html from the runs finished so far.
+    """Writes tables.md, one CSV per table, figures/ and report.html from the finished runs.
 
     Returns:
         The files, report.html first. Nothing where no run is finished.
 
     Raises:
-        ImportError: matplotlib is not installed; tables were written.
+        ImportError: Matplotlib is not installed; tables were written.
     """
     folder, plan = experiment.folder, experiment.plan
     if not (folder / RESULTS).exists() or not (folder / RESULTS).stat().st_size:
@@ -160,7 +160,7 @@ def _table(table: Table) -> str:
 
 
 def _breakable(name: str) -> str:
-    """May go on in the next line after an underscore or a plus."""
+    """Allows a line break after an underscore or a plus."""
     return html.escape(name).replace("_", "_<wbr>").replace("+", "+<wbr>")
 
 

@@ -24,12 +24,12 @@ class Results:
     """Lines of results.jsonl.
 
     Attributes:
-        lines: One finished run each.
-        task: Its name.
-        metric: The task's, by which runs are compared.
+        lines: The lines, one per finished run.
+        task: The name of the task.
+        metric: The task's metric, by which runs are compared.
         source: The labelled language.
         languages: The targets, in the order of the plan.
-        seeds: In the order of the plan.
+        seeds: The seeds, in the order of the plan.
 
     Raises:
         ValueError: There is no line, or lines are of several experiments.
@@ -64,7 +64,7 @@ class Results:
 
     def runs(self, condition: str, language: str) -> dict[int, Result]:
         """Finished runs that were scored on a language, by seed."""
-        # Of the source language the paper's tables have the baseline's score alone.
+        # For the source language the paper's tables have only the baseline's score.
         scored = {self.source} if condition == BASELINE else set()
         return {
             line["seed"]: line
@@ -92,7 +92,7 @@ class Results:
         return found
 
     def mean_scores(self, condition: str, criterion: str) -> dict[int, float]:
-        """The mean over all targets by seed, of seeds whose runs are all finished."""
+        """The mean over all targets by seed, for seeds whose runs are all finished."""
         by_language = [self.scores(condition, name, criterion) for name in self.languages]
         return {
             seed: float(np.mean([scores[seed] for scores in by_language]))
@@ -101,7 +101,7 @@ class Results:
         }
 
     def effect(self, language: str | None, criterion: str) -> dict[int, float]:
-        """What the adversary adds, by seed: runs of one seed see the same task batches.
+        """What the adversary adds, by seed: runs with one seed see the same task batches.
 
         Args:
             language: A target; None for the mean over all.
@@ -118,8 +118,8 @@ class Results:
         }
 
     def against(self, condition: str, criterion: str, other: str) -> tuple[int, int, int]:
-        """How often a criterion chose better than another, worse, and neither, over runs and
-        targets that both have a score of.
+        """How often a criterion chose better than another, worse, and neither, over the runs and
+        targets for which both have a score.
         """
         counts = [0, 0, 0]
         for language in self.languages:
@@ -138,7 +138,7 @@ class Results:
     def series(
         self, condition: str, language: str, name: str | None = None
     ) -> dict[int, tuple[list[int], list[float]]]:
-        """Steps and values by seed: of a signal, or without a name of the test score."""
+        """Steps and values by seed, for a signal or, without a name, for the test score."""
         found = {}
         for seed, line in self.runs(condition, language).items():
             points = []
@@ -153,5 +153,5 @@ class Results:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the standard deviation of a sample (n - 1); None of a single value."""
+    """The mean and the standard deviation of a sample (n - 1); None for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

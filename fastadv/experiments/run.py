@@ -1,4 +1,4 @@
-"""One run of an experiment: trained, observed, summed up in one file."""
+"""One run of an experiment: it is trained, observed, and summed up in one file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fastadv.tasks.task import Task
 
 RESULT = "result.json"
 HELDOUT_EVERY = 10
-"""Of a language without held-out text of its own, every so many-th text is set aside."""
+"""One text in this many is set aside for a language without held-out text of its own."""
 
 
 def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = False) -> None:
-    """Trains one run in `folder`, or goes on with it, and writes result.json, which finishes it.
+    """Trains or resumes one run in `folder`, and writes result.json, which finishes it.
 
-    The checkpoints are removed then: what is kept of a run is its records and its result.
+    The checkpoints are then removed: only the records and the result of a run are kept.
 
     Raises:
         ValueError: Malformed data, or a run in `folder` that is of another plan.
@@ -52,7 +52,7 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
     )
     tests = {name: plan.target(name).test for name in run.languages}
     if run.condition == BASELINE:
-        # Of adversarial runs no table has the source language, and its test set may be large.
+        # No table has the source language's score of adversarial runs; its test set may be large.
         tests = {plan.source.language: plan.source.test} | tests
     unlabeled = {n: trained for n, (trained, _) in texts.items() if run.condition == ADVERSARIAL}
     history = tuner.fit(
@@ -73,7 +73,7 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """What a finished run needs no more."""
+    """Removes what a finished run no longer needs."""
     for path in (folder / CHECKPOINT, previous_of(folder / CHECKPOINT)):
         path.unlink(missing_ok=True)
 

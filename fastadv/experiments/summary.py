@@ -14,7 +14,7 @@ LAST = "last"
 
 
 def sentences(results: Results) -> list[str]:
-    """Those that the runs finished so far have numbers for; they judge nothing."""
+    """The sentences for which the finished runs have numbers; they judge nothing."""
     found = [_effect(results), _criteria(results), _languages(results), _alignment(results)]
     return [sentence for sentence in found if sentence is not None]
 
@@ -36,7 +36,7 @@ def _effect(results: Results) -> str | None:
 
 
 def _criteria(results: Results) -> str | None:
-    """The best criterion beside the paper's and the oracle; over both conditions where both are."""
+    """The best criterion, the paper's and the oracle, over both conditions where both are there."""
     table = ranking_table(results)
     column = table.header.index("both")
     if table.rows[0][column] == "-":
@@ -64,7 +64,7 @@ def _languages(results: Results) -> str | None:
 
 
 def _alignment(results: Results) -> str | None:
-    """Translations before and after, as the mean of the languages that have them."""
+    """Translations before and after, as the mean over the languages that have them."""
     before = _mean(results, BASELINE, "alignment", 0)
     after = [_mean(results, condition, "alignment") for condition in CONDITIONS]
     if before is None or None in after:

@@ -27,7 +27,7 @@ class Table:
     Attributes:
         title: What it shows, in a sentence.
         header: Column names; the first names the rows.
-        rows: As many cells each.
+        rows: The rows, with as many cells each as the header.
     """
 
     title: str
@@ -52,7 +52,7 @@ def all_tables(results: Results, corpus: str | None = None) -> dict[str, Table]:
 
     Args:
         results: The results of the finished runs.
-        corpus: "mldoc" or "conll" to set the paper's numbers beside ours.
+        corpus: "mldoc" or "conll" to show the paper's numbers next to ours.
     """
     tables = {"scores": score_table(results, corpus)}
     if any(results.effect(name, DEFAULT_CRITERION) for name in results.languages):
@@ -72,7 +72,7 @@ def score_table(
 ) -> Table:
     """Tables 1 and 2 of the paper: test scores at the step chosen on English dev.
 
-    Mean and standard deviation over seeds; the last row is the difference of runs of one seed.
+    Mean and standard deviation over seeds; the last row is the difference between runs of one seed.
     """
     languages = [results.source, *results.languages]
     rows = []
@@ -97,9 +97,9 @@ def score_table(
 
 
 def ranking_table(results: Results) -> Table:
-    """What each criterion would have got on average, the best first and the oracle last.
+    """What each criterion would have scored on average, the best first and the oracle last.
 
-    Only criteria that have a score in every language, as means would not compare otherwise.
+    Lists only criteria with a score in every language, as means would not compare otherwise.
     """
     rows = []
     for criterion in (*CRITERIA, *ENSEMBLES, AVERAGED, ORACLE):
@@ -128,7 +128,7 @@ def ranking_table(results: Results) -> Table:
 
 
 def criteria_table(results: Results, condition: str) -> Table:
-    """What each criterion would have got, and by how much the oracle is better on average."""
+    """What each criterion would have scored, and by how much the oracle is better on average."""
     rows = []
     oracle = results.mean_scores(condition, ORACLE)
     for criterion in (*CRITERIA, *ENSEMBLES, AVERAGED, ORACLE):
@@ -186,7 +186,7 @@ def alignment_table(results: Results, corpus: str | None = None) -> Table:
 
 
 def discriminator_table(results: Results) -> Table:
-    """The discriminator on text it was not trained on, beside a fresh probe and the scores."""
+    """The discriminator on text it was not trained on, with a fresh probe and the scores."""
     rows = []
     for place, when in ((0, "before"), (-1, "after")):
         for name, condition, signal in (

@@ -26,10 +26,10 @@ class Trial:
     """A run with some rates.
 
     Attributes:
-        number: From 0, in the order in which they were made.
-        rates: By the field's name in `FinetuneConfig`.
-        score: The best on the dev set: accuracy or F1; None where losses became no numbers.
-        step: Its step, the earliest of equals.
+        number: The trial's number, from 0, in the order of the trials.
+        rates: The rates, by the field's name in `FinetuneConfig`.
+        score: The best score on the dev set, accuracy or F1; None where a loss was not finite.
+        step: The step of that score, the earliest of equals.
     """
 
     number: int
@@ -41,15 +41,15 @@ class Trial:
 def propose(
     trials: Sequence[Trial], centre: Mapping[str, float], span: float, seed: int, startup: int
 ) -> dict[str, float]:
-    """Rates for the next trial: those of `centre` first, then what the estimator draws.
+    """Rates for the next trial: first the rates in `centre`, then what the estimator draws.
 
-    Depends on its arguments alone, so a search that was stopped goes on as if it had not been.
+    They depend on the arguments alone, so a stopped search resumes as if it had never stopped.
 
     Args:
         trials: The finished trials.
-        centre: Configured rates; each is searched from 1/span to span times itself, by its
-            logarithm. A rate of 0 stays 0.
-        span: Above 1.
+        centre: Configured rates; each is searched from 1/span to span times itself, on a
+            logarithmic scale. A rate of 0 stays 0.
+        span: A factor above 1.
         seed: Seeds what is random in a proposal, together with the number of trials.
         startup: Trials that are drawn at random before the estimator begins.
 
@@ -96,9 +96,9 @@ class Search:
     """The folder of a search: trials.jsonl, and tune.json, which says what is searched.
 
     Args:
-        folder: Made if need be.
-        settings: Everything that trials depend on; JSON can hold it.
-        resume: Go on with the search there, if there is one.
+        folder: The folder, made if need be.
+        settings: Everything that trials depend on; JSON must be able to hold it.
+        resume: Resume the search there, if there is one.
 
     Attributes:
         trials: The finished trials.
@@ -115,7 +115,7 @@ class Search:
             if not resume:
                 raise ValueError(
                     f"{folder}: found {SETTINGS} of another search, expected a new folder, or "
-                    "--resume to go on with it"
+                    "--resume to continue it"
                 )
             theirs = json.loads(written.read_text("utf-8"))
             for name in sorted(ours.keys() | theirs.keys()):

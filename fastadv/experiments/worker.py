@@ -1,7 +1,7 @@
 """`python -m fastadv.experiments.worker FOLDER RUN`: one run of an experiment, in its own process.
 
-It ends when its standard input does, so that a process that started it and was killed leaves no
-second hand at work in the folder.
+It ends when its standard input does, so that no worker is left in the folder when the process that
+started it is killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _end_with_input() -> None:
 
 
 def main(folder: str, name: str) -> int:
-    """Performs the run; 0 when it is finished, 143 after SIGTERM."""
+    """Performs the run; returns 0 when it is finished, 143 after SIGTERM."""
     threading.Thread(target=_end_with_input, daemon=True).start()
     from fastadv.experiments.experiment import Experiment
     from fastadv.experiments.run import perform

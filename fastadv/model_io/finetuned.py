@@ -50,8 +50,7 @@ def save_model(
 
     The encoder loads with `AutoModel`, and where the task named `task` has an `auto_model`, the
     whole model with that: for NER `AutoModelForTokenClassification`. What has no place there (the
-    document head over mean-pooled pieces, the discriminator) goes into
-    `fastadv_heads.safetensors`.
+    document head over mean-pooled pieces, the discriminator) goes into `fastadv_heads.safetensors`.
     """
     auto_model = task_of(task).auto_model
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +61,7 @@ def save_model(
         saved = encoder
         if auto_model is not None:
             saved = _with_head(auto_model, encoder, model.task_head, labels)
-        # Or the names would be the checkpoint's: old ones call gains and biases gamma and beta.
+        # Otherwise old checkpoints' names would stay, which call gains and biases gamma and beta.
         saved.save_pretrained(folder, save_original_format=False)
     save_file({n: t.detach().cpu().contiguous() for n, t in heads.items()}, folder / HEADS)
     tokenizer.save_pretrained(folder)
@@ -105,7 +104,7 @@ def load_model(folder: Path) -> SavedModel:
 
 
 def saved_max_length(folder: Path) -> int | None:
-    """The longest input, in word pieces, of the run that saved a model; None if none of ours is."""
+    """The longest input, in word pieces, of the run that saved a model; None if it is not ours."""
     if not (folder / CARD).is_file():
         return None
     length = _read_card(folder)["config"].get("max_length")

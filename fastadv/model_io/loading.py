@@ -62,7 +62,7 @@ def load_encoder(name_or_path: str | os.PathLike[str]) -> PreTrainedModel:
         ) from error
     missing = sorted(n for n in found["missing_keys"] if not n.startswith(_OPTIONAL))
     if missing:
-        # transformers would go on with random numbers in their place.
+        # transformers would continue with random numbers instead.
         raise ValueError(
             f"{name}: found no weights for {missing[0]} ({len(missing)} missing), expected all of "
             "the encoder's"
@@ -71,7 +71,7 @@ def load_encoder(name_or_path: str | os.PathLike[str]) -> PreTrainedModel:
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> Any:
-    """The tokenizer beside a model.
+    """The tokenizer of a model.
 
     Raises:
         ValueError: There is none, or it cannot be read.
@@ -80,7 +80,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> Any:
     expected = "expected tokenizer.json or a vocabulary that transformers knows"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        # Where there are no files, transformers makes one of special tokens alone.
+        # Where there are no files, transformers makes a tokenizer of special tokens alone.
         empty = set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ValueError(
@@ -94,7 +94,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> Any:
 def max_positions(config: Any) -> int | None:
     """The longest sequence that an encoder has positions for, in tokens; None if it has no limit.
 
-    The RoBERTa family numbers positions from the padding id on, and loses as many.
+    The RoBERTa family numbers positions from the padding id on, and loses as many of them.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and "roberta" in config.model_type:
@@ -104,7 +104,7 @@ def max_positions(config: Any) -> int | None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers is silent inside.
+    """Silences transformers inside.
 
     Its bars over the tensors of a local file take no time to fill, and its table of missing and
     unexpected weights alarms where all is well: heads that we set aside, a pooler that nobody runs.
@@ -128,7 +128,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _is_folder(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is meant, be it there or not; what could be a hub id is one."""
+    """Whether a folder is meant, even one that does not exist; what could be a hub id is one."""
     text = os.fspath(name_or_path)
     explicit = isinstance(name_or_path, os.PathLike) or text.startswith((".", "/", "~"))
     return explicit or text.count("/") > 1 or Path(text).expanduser().exists()

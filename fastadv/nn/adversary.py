@@ -21,7 +21,7 @@ from fastadv.ops.linear_bce import discriminator_loss, generator_loss
 
 
 class Discrimination(NamedTuple):
-    """What phase D gets: L_D, (), and the share of the texts that were told right, ()."""
+    """The result of phase D: L_D, (), and the share of the texts that were told right, ()."""
 
     loss: Tensor
     accuracy: Tensor
@@ -31,10 +31,10 @@ class Adversary(Protocol):
     """A module that tells languages apart."""
 
     def loss(self, features: Tensor, draw: PackedBatch) -> Discrimination:
-        """L_D of features (B, H) of the texts of a draw; no gradient goes to the features."""
+        """L_D for features (B, H) of the texts of a draw; no gradient goes to the features."""
 
     def generator_loss(self, features: Tensor, draw: PackedBatch) -> Tensor:
-        """L_G, (), of features (B, H); gradients go to the features alone."""
+        """L_G, (), for features (B, H); gradients go to the features alone."""
 
 
 class LanguageDiscriminator(nn.Linear):
@@ -44,7 +44,7 @@ class LanguageDiscriminator(nn.Linear):
     Args:
         hidden_size: H.
         std: Standard deviation of the initial weights, which are normal.
-        seed: What they are drawn from.
+        seed: The seed of the initial weights.
         backend: Backend of `linear_bce`; None for the default.
     """
 
@@ -74,8 +74,8 @@ class LanguageDiscriminator(nn.Linear):
         return Discrimination(loss, (right * draw.counted).sum() / draw.counted.sum())
 
     def generator_loss(self, features: Tensor, draw: PackedBatch) -> Tensor:
-        """L_G (Algorithm 1, lines 15 to 17), (): L_D with flipped labels. Arguments and errors as
-        of `loss`; gradients go to the features alone.
+        """L_G (Algorithm 1, lines 15 to 17), (): L_D with flipped labels. Arguments and errors are
+        the same as for `loss`; gradients go to the features alone.
         """
         loss, _ = generator_loss(
             features, _english(draw), self.weight, self.bias, draw.counted, backend=self.backend
@@ -83,21 +83,21 @@ class LanguageDiscriminator(nn.Linear):
         return loss
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """w_D · h̄ + b_D of features (N, H) on the host, (N,) float32: positive for English."""
+        """w_D · h̄ + b_D for features (N, H) on the host, (N,) float32: positive for English."""
         weight, bias = (p.detach().float().cpu().numpy() for p in (self.weight[0], self.bias))
         result: NDArray[np.float32] = features @ weight + bias
         return result
 
 
 class AllLanguagesDiscriminator(nn.Linear):
-    """A softmax over K languages. With two it is the paper's discriminator written twice, once a
-    side, and so are its losses.
+    """A softmax over K languages. With two languages it is the paper's discriminator written twice,
+    once per side, and its losses are the paper's.
 
     Args:
         hidden_size: H.
         languages: K.
         std: Standard deviation of the initial weights, which are normal.
-        seed: What they are drawn from.
+        seed: The seed of the initial weights.
     """
 
     def __init__(self, hidden_size: int, languages: int, std: float, seed: int) -> None:

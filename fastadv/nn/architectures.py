@@ -11,8 +11,8 @@ from torch import Tensor
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert")
 
-# Our name: theirs, within the embeddings and within a layer; several of theirs lie one below the
-# other in one of ours.
+# Our names to theirs, within the embeddings and within a layer; where one of ours has several of
+# theirs, those matrices are stacked in it.
 _BERT_EMBEDDINGS = {
     "word": ("word_embeddings",),
     "position": ("position_embeddings",),
@@ -40,7 +40,7 @@ _DISTILBERT_LAYER = {
 
 @dataclass(frozen=True)
 class DropoutRates:
-    """Probabilities, by where they act."""
+    """Dropout probabilities, by site."""
 
     embedding: float
     attention: float
@@ -61,11 +61,11 @@ class Architecture:
         vocabulary, positions: Rows of the word and position tables.
         token_types: Rows of the token-type table, of which row 0 is used; 0 for no table.
         eps: The eps of every layer norm.
-        dropout: By site.
+        dropout: Its probabilities, by site.
         padding_idx: The word that gets no gradient; None for none.
-        position_padding_idx: The position that a padding id has and that gets no gradient; real
-            ones count from the next on (RoBERTa); None where they count from 0.
-        names: Ours: theirs, for every parameter; "embeddings.word.weight" and so on.
+        position_padding_idx: The position of a padding id, which gets no gradient; real positions
+            count from the next one on (RoBERTa). None where they count from 0.
+        names: Our name to theirs, for every parameter; "embeddings.word.weight" and so on.
     """
 
     hidden_size: int
@@ -153,7 +153,7 @@ def architecture_of(config: Any) -> Architecture:
     """What a transformers configuration says.
 
     Raises:
-        ValueError: `why_not`.
+        ValueError: `PackedBert` cannot run it; see `why_not`.
     """
     reason = why_not(config)
     if reason is not None:

@@ -62,7 +62,7 @@ def _layer(
     def drawn(rate: float, site: int) -> dict[str, Any]:
         return {"p": rate if seed is not None else 0.0, "seed": seed, "site": 3 * number + site}
 
-    # The products read `encoder.dtype`; what runs past them stays in the type of the weights.
+    # The matrix products read `encoder.dtype`; what bypasses them stays in the type of the weights.
     qkv = linear(hidden.to(encoder.dtype), layer.qkv.weight, layer.qkv.bias, **common)
     context = varlen_attention(
         qkv, tokens.cu_seqlens, tokens.max_seqlen, kind.heads, **drawn(rates.attention, 1), **common

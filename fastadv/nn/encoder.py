@@ -1,4 +1,4 @@
-"""The encoder h_θ: what every part of the library asks of one, and which one runs a model."""
+"""The encoder h_θ: what the library asks of every encoder, and which one runs a model."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from fastadv.weights.waiting_rows import WaitingRows
 class Encoder(Protocol):
     """A module from packed tokens to hidden states.
 
-    An encoder that does not do something of its own answers None, or nothing: what asks does the
-    usual thing then.
+    An encoder without its own way to do something returns None, or does nothing; the caller then
+    does the usual thing.
 
     Attributes:
         waiting: The word table's optimisers, which bring rows up to date before they are read;
             None where the table always is.
         tied: Whether an output layer shares the word table, whose gradient then has every row.
-        training: As `torch.nn.Module.training`.
+        training: See `torch.nn.Module.training`.
     """
 
     waiting: WaitingRows | None
@@ -41,21 +41,21 @@ class Encoder(Protocol):
     training: bool
 
     def __call__(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
-        """Last hidden states of the batch's tokens, (T, H), in the order they are packed; after
-        those of `leading`, which carry no gradient, if it is given.
+        """Last hidden states of the batch's tokens, (T, H), in the order they are packed; if
+        `leading` is given, its hidden states come first and carry no gradient.
         """
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The operations of `fastadv.ops` that it needs."""
+        """The operations of `fastadv.ops` that the encoder needs."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its matrix products read."""
+        """The type that its matrix products read."""
 
     @property
     def architecture(self) -> Architecture | None:
-        """What steps of fixed sizes must know of it; None where it cannot run in them."""
+        """What steps of fixed sizes must know of the encoder; None where it cannot run in them."""
 
     @property
     def layouts(self) -> WeightLayouts | None:
@@ -71,18 +71,18 @@ class Encoder(Protocol):
 
     @property
     def word_table(self) -> nn.Embedding | None:
-        """The word table, if a gradient of it may hold the rows that were read alone; else None."""
+        """The word table, if its gradient may hold only the rows that were read; else None."""
 
     def take_squares(self) -> dict[str, Tensor]:
         """Sums of squares of some weights' gradients, () float64 by name, of the backward passes
-        since the last call; what an optimiser need not read again.
+        since the last call; an optimiser need not read those gradients again.
         """
 
     def flattened(self, flat: FlatParameters) -> None:
-        """Says that weights, under names that begin with "encoder.", are in one buffer now."""
+        """Tells the encoder that weights, under names with "encoder.", are in one buffer now."""
 
     def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by transformers' names, given by those of `named_parameters`."""
+        """Tensors by transformers' names, from tensors by the names of `named_parameters`."""
 
     def complete(self) -> AbstractContextManager[PreTrainedModel]:
         """The transformers model, pooler and all, for saving."""
@@ -90,7 +90,7 @@ class Encoder(Protocol):
     def reading(self) -> AbstractContextManager[None]:
         """Inside, weights are as after all steps, and forward passes change nothing."""
 
-    # The rest is of torch.nn.Module.
+    # The rest belongs to torch.nn.Module.
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]: ...
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -110,8 +110,8 @@ def build_encoder(
 
     Args:
         model: The bare encoder, changed in place.
-        choice: As in `FinetuneConfig.encoder`.
-        autocast: What the matrix products read; None for float32.
+        choice: "auto", "packed" or "padded", as in `FinetuneConfig.encoder`.
+        autocast: The type that the matrix products read; None for float32.
         backend: Backend of the operations; None for the default.
 
     Raises:
@@ -127,7 +127,7 @@ def build_encoder(
 
 @functools.cache
 def _say_padded(reason: str) -> None:
-    """Says it once a process, on standard error unless logging is set up otherwise."""
+    """Says it once per process, on standard error unless logging is set up otherwise."""
     logging.getLogger("fastadv").warning(
         "the encoder runs padded, by transformers' own code, which is slower: %s", reason
     )

@@ -1,9 +1,9 @@
 """The encoder's forward and backward pass as a whole, over the operations' raw functions.
 
-`composed_pass` says the same in public operations and autograd, and is what this is tested against.
-Here the feed-forward's activations are computed again in the backward instead of kept, gradients of
-the residual stream and of the products are added where they are read, and buffers are laid out so
-that tokens without a gradient leave nothing behind.
+`composed_pass` does the same with public operations and autograd; this is tested against it. Here
+the backward recomputes the feed-forward's activations instead of keeping them, gradients of the
+residual stream and of the matrix products are added where they are read, and buffers are laid out
+so that tokens without a gradient leave nothing behind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastadv.nn.pass_buffers import Saved, Stack
 from fastadv.ops.memory import empty
 from fastadv.weights.layouts import WeightLayouts
 
-# The operations of a pass, beside matrix products.
+# The operations of a pass, apart from matrix products.
 KERNELS = ("embedding_layer_norm", "varlen_attention", "dropout_add_layer_norm", "bias_gelu")
 
 
@@ -67,7 +67,7 @@ class _Pass:
         return empty(self.tokens.input_ids, (rows, width), dtype)
 
     def dropout(self, rate: float, layer: int, place: int) -> tuple[float, Tensor | None, int]:
-        """p, seed and site of one dropout; layers have three places each."""
+        """p, seed and site of one dropout; each layer has three sites."""
         seed = self.tokens.seed
         return (0.0 if seed is None else rate), seed, 3 * layer + place
 
@@ -77,7 +77,7 @@ class _Forward(_Pass):
         self, encoder: PackedWeights, tokens: Tokens, chosen: dict[str, str], keeps: bool
     ) -> None:
         super().__init__(encoder, tokens, chosen)
-        # Without a backward no token needs a gradient, and nothing stays.
+        # Without a backward no token needs a gradient, and nothing is kept.
         self.leading = tokens.leading if keeps else tokens.total
         rest, layers = tokens.total - self.leading, self.kind.layers
         self.keeps = keeps
@@ -111,7 +111,7 @@ class _Forward(_Pass):
         return stream
 
     def _layer(self, number: int, layer: Any, stream: Tensor, other: Tensor) -> None:
-        """From the stream to the stream; `other` holds it between the layer's two halves."""
+        """Reads and writes the stream; `other` holds it between the layer's two halves."""
         tokens, saved, rates = self.tokens, self.saved, self.kind.dropout
         qkv, context = saved.qkv.all(number), saved.context.all(number)
         product = self.layouts.product
@@ -162,7 +162,7 @@ class _Backward(_Pass):
         super().__init__(encoder, tokens, chosen)
         self.saved = saved
         self.rest = tokens.total - tokens.leading
-        # Sequences of the leading tokens shrink to nothing and keep their place.
+        # Sequences of the leading tokens become empty and keep their index.
         self.cu_seqlens = (tokens.cu_seqlens - tokens.leading).clamp(min=0)
         self.gradients: dict[str, Tensor] = {}
         # Where weights are in one buffer, their gradients are too.
@@ -174,7 +174,7 @@ class _Backward(_Pass):
             self.flat = {n.removeprefix("encoder."): view for n, view in views.items()}
 
     def run(self, grad: Tensor) -> dict[str, Tensor]:
-        """Gradients by name, from that of the hidden states (T, H)."""
+        """Gradients by name, from the gradient of the hidden states (T, H)."""
         low, acc, rest = self.low, self.acc, self.rest
         stream = grad[self.tokens.leading :].contiguous()
         branch: Tensor | None = None
@@ -188,7 +188,7 @@ class _Backward(_Pass):
         return self.gradients
 
     def _layer(self, number: int, stream: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """From the gradient of a layer's result, the sum of two, to that of its input."""
+        """From the gradient of a layer's result, a sum of two, to the gradient of its input."""
         layer, saved, prefix = self.encoder.layers[number], self.saved, f"layers.{number}."
         rates = self.kind.dropout
         grad_inner, activated = self.wide
@@ -212,7 +212,7 @@ class _Backward(_Pass):
     def _gelu(
         self, layer: Any, inner: Tensor, prefix: str, grad_inner: Tensor, activated: Tensor
     ) -> None:
-        """From `normed` through the second product to the first one's result, gelu again beside."""
+        """From `normed` through the second matrix product to the first; recomputes gelu."""
         sums = self._new(prefix + "intermediate.bias", (self.inner,))
         bias, layouts = layer.intermediate.bias, self.layouts
         if layouts.fuses_gelu(self.normed, layer.output.weight):
@@ -239,7 +239,7 @@ class _Backward(_Pass):
         self, number: int, place: int, name: str, norm: Any, rate: float, stream: Tensor,
         branch: Tensor | None, residual: Tensor,
     ) -> None:  # fmt: skip
-        """Gradients of the product's result, into `normed`, and of the residual."""
+        """Gradients of the matrix product's result, into `normed`, and of the residual."""
         prefix = f"layers.{number}."
         which = "attention_norm" if place == ATTENTION else "output_norm"
         vectors = self._vectors(
@@ -266,7 +266,7 @@ class _Backward(_Pass):
         return self.gradients[name]
 
     def _vectors(self, *names: str) -> Tensor:
-        """Room for the gradients of vectors that follow each other, (len(names), H)."""
+        """A buffer for the gradients of vectors that follow each other, (len(names), H)."""
         if all(name in self.flat for name in names):
             flat = self.encoder.flat
             assert flat is not None
@@ -294,7 +294,7 @@ class _Backward(_Pass):
             )
             segments = rows_read.segments
             if segments is not None and self.chosen["embedding_layer_norm"] == "triton":
-                # They leave the padding row out.
+                # The segments leave out the padding row.
                 known["segments"], padding = segments, -1
             else:
                 padding = _place(rows_read.ids, padding)
@@ -313,7 +313,7 @@ class _Backward(_Pass):
 
 
 def _place(ids: Tensor, wanted: int) -> int:
-    """Where a number is among ids (U,) on the CPU; -1 if it is not, or negative."""
+    """The index of a number among ids (U,) on the CPU; -1 if it is absent or negative."""
     found = (ids == wanted).nonzero()
     return int(found[0]) if wanted >= 0 and len(found) else -1
 
@@ -331,7 +331,7 @@ class _PackedPass(torch.autograd.Function):
     ) -> Tensor:
         run = _Forward(encoder, tokens, chosen, keeps=True)
         hidden = run.run()
-        # Saved for autograd's check that none was changed before the backward.
+        # Saved for autograd's check that no parameter was changed before the backward.
         ctx.save_for_backward(*parameters)
         ctx.encoder, ctx.tokens, ctx.chosen, ctx.kept = encoder, tokens, chosen, run.saved
         return hidden

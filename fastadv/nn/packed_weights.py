@@ -48,10 +48,10 @@ class PackedWeights(Protocol):
     Attributes:
         architecture: Sizes, rates and what the architecture does its own way.
         embeddings, layers: The weights; `layers` is a sequence of `PackedLayer`.
-        dtype: What matrix products read.
+        dtype: The type that matrix products read.
         backend: Backend of the operations; None for the default.
         layouts: The copies of weights that matrix products read.
-        flat: Weights of one buffer, whose gradients are written to one too; None for none.
+        flat: Weights in one buffer, whose gradients are also written to one; None for none.
     """
 
     architecture: Architecture
@@ -65,7 +65,7 @@ class PackedWeights(Protocol):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Parameter]]:
-        """As of `torch.nn.Module`."""
+        """See `torch.nn.Module`."""
 
     def keep_squares(self, name: str, squares: Tensor) -> None:
         """Takes the sum of squares of a weight's gradient, () float64, from a backward pass."""
@@ -76,7 +76,7 @@ class Tokens:
     """The packed tokens of a pass, and how many leading ones need no gradient.
 
     input_ids and position_ids are (T,) int64, cu_seqlens (B + 1,) int32, seed (1,) int64 or None.
-    With rows, those of the tokens after the leading ones, the word table's gradient is sparse.
+    With `rows`, the rows of the tokens after the leading ones, the word table's gradient is sparse.
     """
 
     input_ids: Tensor

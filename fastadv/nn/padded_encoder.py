@@ -26,7 +26,7 @@ class PaddedEncoder(nn.Module):
         autocast: dtype of `torch.autocast` around the model; None runs it in its own dtype.
 
     It keeps no copies of weights, reads the whole word table, and knows nothing of its gradients:
-    of what an `Encoder` may do beyond encoding, it does nothing.
+    it does none of what an `Encoder` may do beyond encoding.
     """
 
     operations: ClassVar[tuple[str, ...]] = ()
@@ -67,7 +67,7 @@ class PaddedEncoder(nn.Module):
         """Last hidden states of the batch's tokens, in the order they are packed.
 
         Returns:
-            (T, H); after the rows of `leading`, which carry no gradient, if it is given.
+            (T, H); if `leading` is given, after its rows, which carry no gradient.
         """
         if leading is None:
             return self._hidden(batch)
@@ -85,18 +85,18 @@ class PaddedEncoder(nn.Module):
         return padded.flatten(0, 1).index_select(0, batch.padded_indices())
 
     def to_huggingface(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by transformers' names, given by those of `named_parameters`."""
+        """Tensors by transformers' names, from tensors by the names of `named_parameters`."""
         return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
     def take_squares(self) -> dict[str, Tensor]:
-        """None are known."""
+        """Nothing: no sums of squares are known."""
         return {}
 
     def flattened(self, flat: FlatParameters) -> None:
         """Nothing here depends on where weights lie."""
 
     def reading(self) -> AbstractContextManager[None]:
-        """Weights always are as after all steps."""
+        """Does nothing: weights are always as after all steps."""
         return nullcontext()
 
     @contextmanager

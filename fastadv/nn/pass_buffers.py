@@ -11,11 +11,11 @@ from fastadv.ops.memory import empty
 
 
 class Stack:
-    """Room for what every layer writes for all tokens, of which the rows with a gradient stay.
+    """A buffer for what every layer writes for all tokens; only the rows with a gradient are kept.
 
-    Layers lie downwards in memory: the leading rows of a layer are where the next layer's last rows
-    will be, so that all layers together take (leading + layers * rest) rows. What a layer wrote for
-    leading tokens is gone when the next one has written.
+    Layers go downwards in memory: the leading rows of a layer are where the next layer's last rows
+    will be, so that all layers together take (leading + layers * rest) rows. The next layer
+    overwrites what a layer wrote for leading tokens.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Stack:
 
 @dataclass
 class Saved:
-    """What the forward leaves for the backward: a stack a kind, by layer."""
+    """What the forward leaves for the backward: one stack per kind, by layer."""
 
     inputs: Stack
     qkv: Stack

@@ -1,5 +1,5 @@
-"""Adam over many tensors, with weights of more bits than float32 has; its steps decided on the
-host (`adam`) or on the device (`adam_begin`, `adam_apply`).
+"""Adam over many tensors, with compensated weights, which have more bits than float32. The host
+decides its steps (`adam`), or the device does (`adam_begin`, `adam_apply`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def adam_ref(
 
 
 def move_ref(weight: Tensor, compensation: Tensor, moved: Tensor) -> None:
-    """weight + compensation += moved: the float32 sum and, exactly, what its rounding left (Knuth,
+    """weight + compensation += moved: the float32 sum, and exactly what its rounding left (Knuth,
     TAOCP volume 2, section 4.2.2, theorem B), of which the compensation keeps bfloat16's eight
     bits.
     """
@@ -87,7 +87,7 @@ def adam(
 
     Args:
         layouts: For every weight, all of them matrices, what `fastadv::linear_pack` made of it in
-            bfloat16; written anew from what the weight becomes. Only backend "native", on a CPU.
+            bfloat16; rewritten from the new weight. Only for backend "native", on a CPU.
 
     Raises:
         ValueError: A shape, dtype, device or number does not fit.
@@ -145,7 +145,7 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str | None = None) -> Ten
 
 
 def check_rates(lr: float, beta1: float, beta2: float, eps: float) -> None:
-    """Refuses numbers that are no rates."""
+    """Refuses numbers that cannot be rates."""
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
             raise ValueError(f"{name} is {beta}, expected a number in [0, 1)")
@@ -196,7 +196,7 @@ def _check(
 
 
 class StepScalar(IntEnum):
-    """Places in step_scalars (10,) float64: what one step of one clock needs."""
+    """Indices in step_scalars (10,) float64: what one step of one clock needs."""
 
     BETA1 = 0
     ONE_MINUS_BETA1 = 1
@@ -287,31 +287,31 @@ def adam_begin(
 ) -> None:
     """Decides on the device whether there is a step, and works out its scalars.
 
-    There is one if the norm of the gradients is finite, and, unless `skips`, was finite in every
-    step before: then weights stay as the last good step left them until the host looks. A step that
-    is left out counts in no clock. `step_scalars` becomes, for each clock at its step t, what
-    `StepScalar` names. With a scaler (Micikevicius et al.,
-    ICLR 2018, section 3.2) gradients are of the loss times its scale, which doubles after so many
-    finite steps in a row and halves after one that is not.
+    There is one if the norm of the gradients is finite and, unless `skips`, was finite in every
+    step before: weights then stay as the last good step left them until the host looks. A step that
+    is left out counts in no clock. `step_scalars` gets, for each clock at its step t, the values
+    that `StepScalar` names. With a scaler (Micikevicius et al., ICLR 2018, section 3.2) gradients
+    are of the loss times its scale, which doubles after a number of finite steps in a row and
+    halves after one that is not finite.
 
-    All tensors are on one device and, but for norm and rates, written to. The host never waits to
-    learn whether a step was done, and a CUDA graph that holds this operation replays with the
-    counts of the moment and not with those of its capture.
+    All tensors are on one device and, except for norm and rates, are written to. The host never
+    waits to learn whether a step was taken, and a CUDA graph that holds this operation replays with
+    the current counts, not with the counts of its capture.
 
     Args:
-        norm: () float32 or float64, of all gradients, as they are.
+        norm: () float32 or float64, the norm of all gradients as they are.
         rates: (8,) float64, as `rates_of` gives them.
-        counters: (C,) int64, the steps done by each clock of an optimiser. Parameters that always
+        counters: (C,) int64, the steps taken by each clock of an optimiser. Parameters that always
             step together share a clock; with a deferred table, clock 0 is the table's.
-        flags: (3,) int64: steps left out since their gradient was not finite, whether there was
-            one, and whether steps are paused: then none is done, and nothing counted.
+        flags: (3,) int64: steps left out because their gradient was not finite, whether there was
+            one, and whether steps are paused: then none is taken, and nothing is counted.
         scaler: (3,) float64: the loss scale, finite steps since it last changed, and after how many
             of them it doubles; or None.
         step_scalars: (C, 10) float64, see `StepScalar`.
         log: (2, L) float64, or None: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) of the table's
             steps t = base + 1 and on.
         base: (1,) int64, the steps before the first of the log; None without one.
-        skips: Whether later steps go on after one that was left out.
+        skips: Whether steps are still taken after one that was left out.
         backend: "triton" or "torch"; None for the default.
 
     Raises:
@@ -371,8 +371,8 @@ def adam_apply(
     *,
     backend: str | None = None,
 ) -> None:
-    """One step of `adam` on one contiguous tensor, in place, with step_scalars (10,) float64 of
-    `adam_begin`; nothing where they say so.
+    """One step of `adam` on one contiguous tensor, in place, with the step_scalars (10,) float64 of
+    `adam_begin`; does nothing where they say that there is no step.
 
     weight, grad, exp_avg and exp_avg_sq are float32 or float64 of one shape; compensation is
     bfloat16, None for float64; low, if given, becomes the weight rounded to its type.
@@ -388,7 +388,7 @@ def adam_apply(
 
 
 def resolve_on_device(like: Tensor, backend: str | None) -> str:
-    """ "triton" or "torch": the extension has none of these, CPUs have no use for them."""
+    """ "triton" or "torch": the extension lacks these, because CPUs have no use for them."""
     chosen = backends.resolve("adam", like.device, backend)
     if chosen == "native" and backend != "native":
         return "torch"

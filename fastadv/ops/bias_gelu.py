@@ -1,4 +1,4 @@
-"""Bias and GELU, the activation between the two products of a feed-forward layer."""
+"""Bias and GELU, the activation between the two matrix products of a feed-forward layer."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def bias_gelu(x: Tensor, bias: Tensor, *, leading: int = 0, backend: str | None 
         the leading rows; bias one in its own, over the other rows.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit.
-        RuntimeError: the backend asked for cannot run.
+        ValueError: A shape, dtype or device does not fit.
+        RuntimeError: The backend asked for cannot run.
     """
     _check(x, bias, leading)
     chosen = backends.resolve("bias_gelu", x.device, backend)

@@ -25,12 +25,12 @@ def cross_entropy(
 ) -> Tensor:
     """losses_m = logsumexp(logits_m) - logits_m[targets_m]: softmax and cross-entropy in one.
 
-    The gradient is computed from the logits again, (softmax(logits_m) - onehot(targets_m)) times
-    the upstream gradient, so that nothing of their size is kept but they themselves.  A logit may
-    be -inf, a class of probability 0, but not a whole row, whose loss is NaN; NaN gives NaN.
+    The gradient is recomputed from the logits, (softmax(logits_m) - onehot(targets_m)) times the
+    upstream gradient, so that nothing else of their size is kept.  A logit may be -inf, a class of
+    probability 0, but not a whole row, whose loss is NaN; NaN gives NaN.
 
     logits is (M, V) float32, bfloat16, float16 or float64, V at least 1; targets (M,) int64 in
-    [0, V).  On a GPU targets are not looked at before: one outside gives NaN (the reference stops
+    [0, V).  On a GPU targets are not checked first: one out of range gives NaN (the reference stops
     the process, as PyTorch does).
 
     Args:
@@ -44,8 +44,8 @@ def cross_entropy(
         logits get a gradient in their own dtype.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or, on a CPU, a target is outside [0, V).
-        RuntimeError: the backend asked for cannot run; in the backward, that inplace_backward let
+        ValueError: A shape, dtype or device does not fit, or, on a CPU, a target is outside [0, V).
+        RuntimeError: The backend asked for cannot run; in the backward, that inplace_backward let
             an earlier one overwrite the logits.
     """
     _check(logits, targets)
@@ -81,7 +81,7 @@ def _check_range(targets: Tensor, classes: int) -> None:
 
 
 def _empty_like(logits: Tensor) -> Tensor:
-    # Kept blocks: to fault in the pages of fresh ones takes several times the kernel's time.
+    # Pooled blocks: faulting in the pages of fresh ones takes several times as long as the kernel.
     if torch.compiler.is_compiling():
         return torch.empty_like(logits)
     return empty(logits, tuple(logits.shape), logits.dtype)
@@ -122,7 +122,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.overwritten = True
         grad_logits = logits.detach()
         backward(grad.contiguous(), None, targets, normalizers, grad_logits)
-        # Whoever else keeps the logits for a backward gets PyTorch's error instead of wrong values.
+        # Anything else that keeps the logits for a backward gets PyTorch's error, not wrong values.
         torch.autograd.graph.increment_version(logits)
         return grad_logits, None, None, None
 

@@ -1,4 +1,4 @@
-"""Bias, dropout, residual sum and layer normalisation: what follows each product of a layer."""
+"""Bias, dropout, residual sum and layer normalisation, which follow a layer's matrix products."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def dropout_add_layer_norm(
 ) -> Tensor:
     """LN(dropout(x + bias) + residual), the end of each half of a BERT layer (Devlin et al. 2019).
 
-    x is (T, H) float32, bfloat16, float16 or float64, a product without its bias; residual (T, H),
-    bias, gain and beta (H,) float32 (float64 for float64 x).  LN(z) = (z - mean) / sqrt(var + eps)
-    * gain + beta over the H columns of a row.  Dropout keeps what `philox.keep_mask_ref` says for
-    seed (1,) int64, site and the row's number; p = 0 or seed None: none.  The first `leading` rows
-    need no gradient.
+    x is (T, H) float32, bfloat16, float16 or float64, a matrix product without its bias; residual
+    (T, H), bias, gain and beta (H,) float32 (float64 for float64 x).  LN(z) = (z - mean) /
+    sqrt(var + eps) * gain + beta over the H columns of a row.  Dropout keeps what
+    `philox.keep_mask_ref` says for seed (1,) int64, site and the row's number; there is none for
+    p = 0 or seed None.  The first `leading` rows need no gradient.
 
     Returns:
         (T, H) in residual's dtype.  Every tensor argument but seed gets a gradient in its own
@@ -62,8 +62,8 @@ def dropout_add_layer_norm(
         dtype.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; p is not in [0, 1).
-        RuntimeError: the backend asked for cannot run.
+        ValueError: A shape, dtype or device does not fit; p is not in [0, 1).
+        RuntimeError: The backend asked for cannot run.
     """
     _check(x, bias, residual, gain, beta, leading)
     check_dropout(p, seed, site, x.device)

@@ -8,7 +8,7 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums over elements of `dtype` are kept and given back in."""
+    """The type in which sums over elements of `dtype` are kept and returned."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -35,12 +35,12 @@ def check_dtype(x: torch.Tensor, dtype: torch.dtype, name: str) -> None:
 
 
 def check_contiguous(x: torch.Tensor, name: str) -> None:
-    """ValueError unless x, which is written in place, lies in memory without gaps."""
+    """ValueError unless x, which is written in place, is contiguous."""
     if not x.is_contiguous():
         raise ValueError(f"{name} has strides {x.stride()}, expected a contiguous tensor")
 
 
 def check_leading(leading: int, rows: int) -> None:
-    """ValueError unless the number of leading rows without gradient is one of 0 to `rows`."""
+    """ValueError unless the number of leading rows without gradient is between 0 and `rows`."""
     if not 0 <= leading <= rows:
         raise ValueError(f"leading is {leading}, expected at least 0 and at most the rows, {rows}")

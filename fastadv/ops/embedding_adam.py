@@ -1,4 +1,4 @@
-"""Adam on the rows of a table that a batch reads; the steps that other rows miss, done later."""
+"""Adam on the rows of a table that a batch reads; other rows catch up on their steps later."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def embedding_adam(
 
     weight, exp_avg and exp_avg_sq are (V, H), float32 or float64; compensation is (V, H) bfloat16,
     None for float64; rows (U,) int64, ascending, each once; grads (U, H) in weight's dtype. step is
-    t, from 1, and moments of `rows` are those of step t - 1.
+    t, from 1, and the moments of `rows` are at step t - 1.
 
     Raises:
         ValueError: A shape, dtype, device or number does not fit; on a CPU, a row is not in the
@@ -109,7 +109,7 @@ def embedding_adam_catch_up_ref(
     beta2: float,
     eps: float,
 ) -> None:
-    """What `embedding_adam_catch_up` does, by doing it: every missed step, with a zero gradient."""
+    """What `embedding_adam_catch_up` does, step by step: every missed step has a zero gradient."""
     starts, order = starts.sort(stable=True)
     rows = rows[order.to(rows.device)]
     tensors = [weight, exp_avg, exp_avg_sq, *([] if compensation is None else [compensation])]
@@ -143,22 +143,22 @@ def embedding_adam_catch_up(
     eps: float,
     backend: str | None = None,
 ) -> None:
-    """The steps of Adam, up to `step`, that rows without a gradient have missed, in place.
+    """Takes the steps of Adam, up to `step`, that rows without a gradient have missed, in place.
 
     Tables and rows are as in `embedding_adam`. Without a gradient (and without weight decay) a step
     depends on the moments alone, so that k of them are one sum, docs/adr/0008: weights move by
-    -m sum_i A_i / (sqrt(v) + eps B_i), moments decay by beta1^k and beta2^k. Backend "torch" does
+    -m sum_i A_i / (sqrt(v) + eps B_i), moments decay by beta1^k and beta2^k. Backend "torch" takes
     the steps one by one.
 
     Args:
-        starts: (U,) int64 on the CPU: the step that each row's moments are of.
+        starts: (U,) int64 on the CPU: the step that each row's moments are at.
         step: The step to reach, not before any of them.
         lrs: (N,) float64 on the CPU: the learning rate of step base + 1 + i, up to `step`.
         base: Steps before the first of `lrs`.
 
     Raises:
-        ValueError: As `embedding_adam`; a row starts before `base` or after `step`; a rate is
-            missing.
+        ValueError: As for `embedding_adam`; or a row starts before `base` or after `step`, or a
+            rate is missing.
         RuntimeError: The backend asked for cannot run.
     """
     check_rates(0.0, beta1, beta2, eps)
@@ -290,7 +290,7 @@ def _check(
 
 def _resolve(weight: Tensor, rows: Tensor, backend: str | None) -> str:
     chosen = backends.resolve("embedding_adam", weight.device, backend)
-    # The native kernels look for themselves.
+    # The native kernels check this themselves.
     if chosen != "native" and weight.device.type == "cpu" and len(rows):
         if not 0 <= int(rows[0]) <= int(rows[-1]) < len(weight):
             raise ValueError(f"rows holds {int(rows[0])} to {int(rows[-1])}, expected rows of "
@@ -300,7 +300,7 @@ def _resolve(weight: Tensor, rows: Tensor, backend: str | None) -> str:
     return chosen
 
 
-# Of a missed step's share of the sum, relative to the first one's, below which it is left out.
+# A missed step is left out if its share of the sum, relative to the first one's, is below this.
 NEGLIGIBLE = 2.0**-40
 
 
@@ -308,7 +308,7 @@ def powers_of(beta1: float, beta2: float, longest: int | None = None) -> Tensor:
     """beta1^i and beta2^(i / 2) for i = 1..K, (2, K) float64 on the CPU, up to the last step that
     counts, or `longest`.
 
-    A term of the sum over missed steps is at most (beta1 / sqrt(beta2))^i of the first.
+    A term of the sum over missed steps is at most (beta1 / sqrt(beta2))^i of the first term.
 
     Raises:
         ValueError: No step is negligible (beta1^2 >= beta2), and there is no longest.
@@ -364,7 +364,7 @@ def embedding_adam_apply(
     *,
     backend: str | None = None,
 ) -> None:
-    """`adam_apply` on rows of a table, which are then of step counter (1,) int64.
+    """`adam_apply` on rows of a table, which are then at the step in counter (1,) int64.
 
     weight, exp_avg and exp_avg_sq are (V, H), compensation (V, H) bfloat16 or None, grads (U, H) in
     weight's dtype; rows (U,) int64, each once, -1 for none; row_steps (V,) int32.
@@ -401,7 +401,7 @@ def embedding_adam_catch_up_on_device_ref(
     powers: Tensor,
     rates: Tensor,
 ) -> None:
-    """What `embedding_adam_catch_up_on_device` does: every step by itself."""
+    """What `embedding_adam_catch_up_on_device` does, step by step."""
     step, first = int(counter), int(base)
     starts = row_steps[rows.clamp(min=0)].long()
     late = (rows >= 0) & (starts >= 0) & (starts < step)
@@ -439,10 +439,10 @@ def embedding_adam_catch_up_on_device(
     *,
     backend: str | None = None,
 ) -> None:
-    """`embedding_adam_catch_up` of rows (U,) int64, each once, -1 for none, to step counter (1,).
+    """`embedding_adam_catch_up` for rows (U,) int64, each once, -1 for none, to step counter (1,).
 
-    row_steps (V,) int32 says of which step a row's moments are, -1 if it never had a gradient. The
-    log must hold every step after that; the steps of `powers` are as many as count.
+    row_steps (V,) int32 holds the step that a row's moments are at, -1 if it never had a gradient.
+    The log must hold every step after that; `powers` holds as many steps as count.
     """
     args = (weight, compensation, exp_avg, exp_avg_sq, rows, row_steps, counter, base, log, powers,
             rates)  # fmt: skip

@@ -59,22 +59,22 @@ def embedding_layer_norm(
     position_padding_idx: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """dropout(LN(word[id] + position[place] + token_type)), BERT's embeddings (Devlin et al. 2019).
+    """dropout(LN(word[id] + position[index] + token_type)), BERT's embeddings (Devlin et al. 2019).
 
     input_ids and position_ids are (T,) int64; word (V, H), position (P, H), token_type (H,), the
     table's row 0, or None, gain and bias (H,), all float32 or all float64.  LN(z) = (z - mean) /
     sqrt(var + eps) * gain + bias over the H columns of a row.  Dropout keeps what
-    `philox.keep_mask_ref` says for seed (1,) int64, site and the row's number; p = 0 or seed None:
-    none.  The first `leading` rows need no gradient.
+    `philox.keep_mask_ref` says for seed (1,) int64, site and the row's number; there is none for
+    p = 0 or seed None.  The first `leading` rows need no gradient.
 
     Returns:
         (T, H) in word's dtype.  The tables get dense gradients in their own dtype; rows
         padding_idx of word and position_padding_idx of position get none.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; p is not in [0, 1); on a CPU, an id or a
+        ValueError: A shape, dtype or device does not fit; p is not in [0, 1); on a CPU, an id or a
             position is not in its table (on a GPU the caller must see to that).
-        RuntimeError: the backend asked for cannot run.
+        RuntimeError: The backend asked for cannot run.
     """
     _check(input_ids, position_ids, word, position, token_type, gain, bias, leading)
     check_dropout(p, seed, site, word.device)
@@ -106,7 +106,7 @@ def embedding_layer_norm(
 
 
 def _row_or_none(index: int | None, table: Tensor) -> int:
-    """A row as the kernels take it, -1 for none; torch counts negative ones from the end."""
+    """A row index as the kernels take it, -1 for none; torch counts negative ones from the end."""
     if index is None:
         return -1
     return index + table.shape[0] if index < 0 else index

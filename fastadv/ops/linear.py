@@ -1,4 +1,4 @@
-"""A product with a weight matrix whose master copy is more precise than the product."""
+"""A matrix product with a weight whose master copy is more precise than the product."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def linear(
     leading: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """y = x W^T + b, the product in x's dtype with sums in float32.
+    """y = x W^T + b, the matrix product in x's dtype with sums in float32.
 
     x is (T, K) float32, bfloat16, float16 or float64; weight (N, K) and bias (N,) are float32
-    (float64 for float64 x) and rounded to x's dtype for the product (the bias is not).
+    (float64 for float64 x) and rounded to x's dtype for the matrix product (the bias is not).
 
     Args:
         leading: Rows of x that need no gradient and give none.
@@ -42,8 +42,8 @@ def linear(
         float64 x).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit.
-        RuntimeError: the backend asked for cannot run.
+        ValueError: A shape, dtype or device does not fit.
+        RuntimeError: The backend asked for cannot run.
     """
     check_float(x, "x")
     if x.dim() != 2 or weight.dim() != 2:
@@ -102,7 +102,7 @@ if backends.extension is not None:
 
     @register_fake("fastadv::linear_pack")
     def _fake_pack(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # The layouts that products read are chosen where the kernel runs; only their size counts.
+        # The kernel chooses the layouts that matrix products read; here only their size counts.
         return weight.new_empty(weight.numel(), dtype=dtype), weight.new_empty(
             weight.numel(), dtype=dtype
         )

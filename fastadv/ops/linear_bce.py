@@ -19,7 +19,7 @@ def linear_bce_ref(
 ) -> tuple[Tensor, Tensor]:
     """What `linear_bce` computes, in plain PyTorch."""
     dtype = acc_dtype(h.dtype)
-    # A product and a sum, not a matrix product: autocast would round that to 16 bits.
+    # Elementwise, not a matrix product, which autocast would round to 16 bits.
     logits = (h.to(dtype) * weight.reshape(-1).to(dtype)).sum(1) + bias.reshape(()).to(dtype)
     losses = F.binary_cross_entropy_with_logits(logits, targets.to(dtype), reduction="none")
     if sample_weights is None:
@@ -52,8 +52,8 @@ def linear_bce(
         gradients through the loss, in their own dtypes; the logits carry none.
 
     Raises:
-        ValueError: a shape or device does not fit; targets or sample_weights require a gradient.
-        RuntimeError: the backend asked for cannot run.
+        ValueError: A shape or device does not fit; targets or sample_weights require a gradient.
+        RuntimeError: The backend asked for cannot run.
     """
     _check(h, weight, bias, targets, sample_weights)
     chosen = backends.resolve("linear_bce", h.device, backend)

@@ -23,7 +23,7 @@ def masked_mean_pool_ref(
         counted = mask.bool()
         total = torch.where(counted[:, :, None], x, 0).sum(1)
         return total / counted.sum(1).clamp(min=1)[:, None]
-    # Token t is in the sequence whose number is that of the sequences that end at or before t;
+    # Token t is in the sequence whose index is the number of sequences that end at or before t;
     # tokens after the last offset fall into an extra one, which is dropped.
     batch = cu_seqlens.shape[0] - 1
     tokens = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
@@ -44,7 +44,7 @@ def masked_mean_pool(
 ) -> Tensor:
     """Mean over the counted tokens of each sequence, `h(x)` of Keung, Lu and Bhardwaj (2019).
 
-    Packed: x (T, H), cu_seqlens (B + 1,) int32 offsets from 0 that never fall, mask (T,) bool,
+    Packed: x (T, H), cu_seqlens (B + 1,) int32 offsets from 0 that never decrease, mask (T,) bool,
     True where a token counts, or None for all.  Tokens after the last offset belong to no
     sequence.  Padded: x (B, L, H), mask (B, L) bool or 0/1 integers, no cu_seqlens.  x is float32,
     bfloat16, float16 or float64.
@@ -54,8 +54,8 @@ def masked_mean_pool(
         no counted token gives zeros, and gets no gradient.  The gradient of x has x's dtype.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit.
-        RuntimeError: the backend asked for cannot run.
+        ValueError: A shape, dtype or device does not fit.
+        RuntimeError: The backend asked for cannot run.
     """
     batch = _check_padded(x, mask) if cu_seqlens is None else _check_packed(x, cu_seqlens, mask)
     chosen = backends.resolve("masked_mean_pool", x.device, backend)

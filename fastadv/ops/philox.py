@@ -68,12 +68,12 @@ def dropout_ref(x: Tensor, seed: Tensor | None, site: int, p: float) -> Tensor:
 
 
 def threshold_of(p: float) -> int:
-    """Of 65536 equally likely numbers, how many drop an element; at least one keeps it."""
+    """How many of 65536 equally likely numbers drop an element; at least one keeps it."""
     return min(round(p * 65536), 65535)
 
 
 def keep_scale(p: float) -> float:
-    """What kept elements are multiplied by: one over the true probability of being kept."""
+    """The factor of kept elements: one over the true probability of being kept."""
     return 1 / (1 - threshold_of(p) / 65536)
 
 

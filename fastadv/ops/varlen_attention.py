@@ -64,17 +64,17 @@ def varlen_attention(
     each of `heads` heads with D = H / heads columns; cu_seqlens (B + 1,) int32 are the sequences'
     offsets, from 0 to T; max_seqlen is the longest sequence, or more.  Dropout on the probabilities
     keeps what `philox.keep_mask_ref` says for seed (1,) int64, site, row token * heads + head and
-    the column of the key in its sequence; p = 0 or seed None: none.
+    the column of the key in its sequence; there is none for p = 0 or seed None.
 
     Args:
-        leading: Tokens, whole sequences, that need no gradient and give none.
+        leading: The number of tokens at the start, whole sequences, that need no gradient.
 
     Returns:
         (T, H) of qkv's dtype; softmax and sums are float32 (float64 for float64 qkv).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; `leading` ends within a sequence.
-        RuntimeError: the backend asked for cannot run.
+        ValueError: A shape, dtype or device does not fit; `leading` ends within a sequence.
+        RuntimeError: The backend asked for cannot run.
     """
     _check(qkv, cu_seqlens, heads, leading)
     check_dropout(p, seed, site, qkv.device)
@@ -144,7 +144,7 @@ class _VarlenAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cu_seqlens, out, lse, seed = ctx.saved_tensors
         rows = slice(ctx.leading, None)
-        # Sequences of the leading tokens shrink to nothing and keep their place.
+        # Sequences of the leading tokens become empty and keep their index.
         offsets = (cu_seqlens - ctx.leading).clamp(min=0)
         grad_qkv = torch.empty_like(qkv)
         grad_qkv[: ctx.leading] = 0

@@ -1,6 +1,6 @@
-"""Adam that takes its gradients as an argument instead of finding them on the parameters: what its
-two kinds share, one whose steps the host decides (`HostAdam`) and one for CUDA graphs
-(`DeviceAdam`).
+"""Adam that takes its gradients as an argument instead of finding them on the parameters. This is
+what its two kinds share: `HostAdam`, whose steps the host decides, and `DeviceAdam`, for CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class DeferredTable(WaitingRows, Protocol):
         """(V, H)."""
 
     def state(self, number: int) -> State:
-        """Steps of an optimiser, and its moments as of the last of them."""
+        """An optimiser's step count, and its moments after the last step."""
 
     def set_state(self, number: int, steps: int, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
         """Takes over what `state` gave. Rows with moments count as touched."""
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All there is, as it is: rows that are behind stay so."""
+        """The whole state, unchanged: rows that are behind stay so."""
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `state_tensors` gave; ValueError where it does not fit."""
@@ -48,18 +48,18 @@ class GradientAdam(ABC):
     """Adam over named parameters, fed by `step(gradients)`.
 
     Parameters carry no `.grad` before or after a step, so no phase of Algorithm 1 can see what
-    another one left behind. A float32 weight has eight more bits beside it: the paper's rates of
-    2e-8 are less than half a unit in the last place of a weight of 0.9.
+    another one left behind. A float32 weight has eight more bits in a compensation: the paper's
+    rates of 2e-8 are less than half a unit in the last place of a weight of 0.9.
 
     Args:
         named_parameters: (name, parameter) pairs; names key the saved state. float32 or float64.
-        betas, eps: Adam's.
+        betas, eps: Adam's decay rates and epsilon.
         weight_decay: Decoupled weight decay, 0 for plain Adam.
         max_grad_norm: Global gradient norm to clip to; None for no clipping.
         nonfinite: "stop" raises, "skip" leaves the step out and counts it.
-        scaler: The loss scaler. With one that is enabled, gradients are of `scaler.scaled(loss)`,
-            and steps whose gradient is not finite are left out whatever `nonfinite` says, which
-            "stop" does once the scale is below 1.
+        scaler: The loss scaler. If it is enabled, gradients are of `scaler.scaled(loss)`, and a
+            step whose gradient is not finite is left out whatever `nonfinite` says; "stop" raises
+            only once the scale is below 1.
         deferred: The table among the parameters whose untouched rows wait, if there is one.
 
     Attributes:
@@ -90,7 +90,7 @@ class GradientAdam(ABC):
         self.names, self.parameters = map(list, zip(*named_parameters, strict=True))
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.max_grad_norm, self.nonfinite, self.scaler = max_grad_norm, nonfinite, scaler
-        # The table's place among the parameters, and the number that it gives this optimiser.
+        # The table's index among the parameters, and the number that it gives this optimiser.
         self._table = self._owner = -1
         if deferred is not None:
             for i, parameter in enumerate(self.parameters):
@@ -110,29 +110,29 @@ class GradientAdam(ABC):
         """One update.
 
         Args:
-            gradients: As many as parameters, in order.
-            squares: Sums of squares of some of them, () float64 by parameter's name, where whoever
-                made them knows.
+            gradients: One per parameter, in order.
+            squares: Sums of squares of some of them, () float64 by the parameter's name, where they
+                are already known.
 
         Returns:
-            Whether the step was done, as far as the host knows.
+            Whether the step was taken, as far as the host knows.
         """
 
     def reserve(self) -> None:  # noqa: B027  nothing, unless steps are of a graph
-        """Before a step that may be one of a graph; not itself part of one."""
+        """Called before a step that may be part of a graph; never part of one itself."""
 
     def check(self) -> None:  # noqa: B027  nothing, where `step` raises
-        """Raises FloatingPointError where an earlier step could not be done and said nothing."""
+        """Raises FloatingPointError where an earlier step could not be taken and raised nothing."""
 
     def paused(self) -> AbstractContextManager[None]:
-        """Inside, steps go through all motions and are not done, where steps can be of a graph."""
+        """Inside, steps run as usual but change nothing, where steps can be part of a graph."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """The state as `torch.optim.Adam(parameters).state_dict()` gives it, which
         `torch.optim.Adam.load_state_dict` takes.
 
-        PyTorch keeps no low bits of weights: resuming there starts from the rounded weights.
+        PyTorch keeps no compensations of weights: resuming there starts from the rounded weights.
         """
         twin = self._twin()
         for i in range(len(self.parameters)):
@@ -150,8 +150,8 @@ class GradientAdam(ABC):
         moments, step counts, lr, betas, eps.
 
         Raises:
-            ValueError: It is of other parameters, or of a variant (amsgrad, maximize, weight decay
-                that is not decoupled), or of steps that this optimiser cannot have done.
+            ValueError: The state is of other parameters, or of a variant (amsgrad, maximize, weight
+                decay that is not decoupled), or of steps that this optimiser cannot have taken.
         """
         twin = self._twin()
         twin.load_state_dict(dict(state))
@@ -235,7 +235,7 @@ class GradientAdam(ABC):
 
     @abstractmethod
     def _rates_changed(self) -> None:
-        """After `lr`, `betas`, `eps` and `weight_decay` were set."""
+        """Called after `lr`, `betas`, `eps` and `weight_decay` were set."""
 
     def _twin(self) -> torch.optim.Adam:
         return torch.optim.Adam(
@@ -249,7 +249,7 @@ class GradientAdam(ABC):
 
 
 def not_finite(where: str) -> FloatingPointError:
-    """The error for a gradient that is not, with what can be done about it."""
+    """The error for a gradient that is not finite, with what can be done about it."""
     return FloatingPointError(
         f"the gradient {where} not finite, expected numbers: lower the learning rates, use "
         "precision fp32, or skip such steps (nonfinite_gradients=skip)"

@@ -19,12 +19,12 @@ from fastadv.weights.layouts import WeightLayouts
 
 
 class DeviceAdam(GradientAdam):
-    """`GradientAdam` over flat parameters and, it may be, a deferred table, in steps that a CUDA
-    graph may hold.
+    """`GradientAdam` over flat parameters and perhaps a deferred table, in steps that a CUDA graph
+    may hold.
 
-    Whether a step is done is decided on the device. Where a gradient is not finite and that is to
-    stop the run, this and all later steps are left out, and `check` raises. Every parameter has a
-    gradient in every step.
+    The device decides whether a step is taken. If a gradient is not finite and that is to stop the
+    run, this and all later steps are left out, and `check` raises. Every parameter has a gradient
+    in every step.
 
     Args:
         flats: The parameters.
@@ -101,7 +101,7 @@ class DeviceAdam(GradientAdam):
         self._flags[0] = count
 
     def reserve(self) -> None:
-        """Before a step that may be one of a graph; not itself part of one."""
+        """Called before a step that may be part of a graph; never part of one itself."""
         if self._embedding is not None:
             self._embedding.reserve(self._owner)
         if not all(flat.intact for flat in self._flats):
@@ -112,7 +112,7 @@ class DeviceAdam(GradientAdam):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, steps go through all motions and are not done."""
+        """Inside, steps run as usual but change nothing."""
         self._flags[2].fill_(1)
         try:
             yield
@@ -120,7 +120,7 @@ class DeviceAdam(GradientAdam):
             self._flags[2].fill_(0)
 
     def check(self) -> None:
-        """Raises what `GradientAdam.step` would have; the host waits for the device.
+        """Raises what `GradientAdam.step` would have raised; the host waits for the device.
 
         Raises:
             FloatingPointError: A gradient was not finite, and that is to stop the run.
@@ -141,7 +141,7 @@ class DeviceAdam(GradientAdam):
         """One update, or none: `check` and `skipped` say so.
 
         Args:
-            gradients: One a parameter, in order.
+            gradients: One per parameter, in order.
             squares: Not read.
 
         Raises:
@@ -191,7 +191,7 @@ class DeviceAdam(GradientAdam):
         return True
 
     def _norm_of(self, spans: Sequence[Tensor], table: Tensor | None) -> Tensor:
-        """() on the device."""
+        """The norm of all gradients, () on the device."""
         found = list(spans)
         if table is not None:
             found.append(table._values() if table.is_sparse else table)
@@ -204,7 +204,7 @@ class DeviceAdam(GradientAdam):
 
     def _rates_changed(self) -> None:
         if self._embedding is not None:
-            # What rows missed so far was with the old ones.
+            # The steps that rows missed so far have the old rates.
             self._embedding.flush()
         rates = rates_of(self.lr, *self.betas, self.eps, self.weight_decay, self.max_grad_norm)
         self._rates.copy_(rates)
@@ -219,7 +219,7 @@ class DeviceAdam(GradientAdam):
         self._loaded: dict[int, int] = {}
 
     def _flat_of(self, i: int) -> tuple[int, int]:
-        """Which flat a parameter is in, and its place there."""
+        """The index of the flat that a parameter is in, and its index there."""
         i -= len(self.parameters) - sum(len(flat.parameters) for flat in self._flats)
         for number, flat in enumerate(self._flats):
             if i < len(flat.parameters):

@@ -1,7 +1,7 @@
 """`HostEmbedding` for a GPU: how far each row is behind is known on the device alone.
 
-Nothing here waits for the device, and all but what is said to run between steps may be part of a
-CUDA graph: counts and rates are read where the kernels run.
+Nothing here waits for the device. Everything may be part of a CUDA graph, unless it is said to run
+between steps: kernels read counts and rates on the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastadv.ops.embedding_adam import (
 )
 
 UNTOUCHED = -1
-# Steps whose rates are kept; then every row is brought up to date, and keeping begins anew.
+# Steps whose rates are logged; then every row is brought up to date, and the log starts anew.
 LOG_STEPS = 1 << 16
 # Rows whose moments are copied at a time where the table is only read.
 READ_AT_ONCE = 8192
@@ -34,8 +34,8 @@ class _Owner:
     """One optimiser's part; shapes as in `fastadv.ops.adam.adam_begin`.
 
     Attributes:
-        row_steps: (V,) int32, the step that each row's moments are of.
-        begun: Steps begun since the last flush, done or not, counted on the host.
+        row_steps: (V,) int32, the step that each row's moments are at.
+        begun: Steps begun since the last flush, taken or not, counted on the host.
     """
 
     exp_avg: Tensor
@@ -55,7 +55,7 @@ class DeviceEmbedding:
 
     Args:
         table: float32 or float64, changed in place.
-        compensation: The low bits of the table, (V, H) bfloat16; None for float64.
+        compensation: The compensation of the table, (V, H) bfloat16; None for float64.
         backend: Backend of `adam`; None for the default.
         log_steps: Steps between flushes.
     """
@@ -71,16 +71,17 @@ class DeviceEmbedding:
         self._log_steps = log_steps
         self._owners: list[_Owner] = []
         self._reading = False
-        # Rows that were brought up to date since the last step, so that it need not look again.
+        # Rows brought up to date since the last step, which then need not be checked again.
         self._fresh: deque[Tensor] = deque(maxlen=4)
 
     def add_owner(self, rates: Tensor, counter: Tensor, step_scalars: Tensor) -> int:
-        """A number for one more optimiser, which has done no step yet.
+        """A number for one more optimiser, which has taken no step yet.
 
         Args:
-            rates: (8,) float64, counter: (1,) int64 and step_scalars: (10,) float64, the
-            optimiser's
-                own; it changes them in place.
+            rates: (8,) float64; like the next two, the optimiser's own tensor, which it changes in
+                place.
+            counter: (1,) int64.
+            step_scalars: (10,) float64.
         """
         table = self.table.detach()
         beta1, beta2 = rates[:2].tolist()
@@ -104,19 +105,19 @@ class DeviceEmbedding:
         return self._owners[number].log, self._owners[number].base
 
     def reserve(self, number: int) -> None:
-        """Room for one more step of an optimiser; between steps, never in a graph."""
+        """Makes room for one more step of an optimiser; between steps, never in a graph."""
         if self._owners[number].begun == self._log_steps:
             self.flush()
         self._owners[number].begun += 1
 
     def catch_up(self, rows: TableRows) -> None:
-        """Does the steps that these rows missed. It is called before rows are read, and does
+        """Takes the steps that these rows missed. It is called before rows are read, and does
         nothing to rows that are up to date.
         """
         self._catch_up(rows.on(self.table.device))
 
     def _catch_up(self, rows: Tensor) -> None:
-        """The same of rows (U,) int64, each once, -1 for none."""
+        """The same for rows (U,) int64, each once, -1 for none."""
         if self._reading or len(rows) == 0:
             return
         rows = rows.to(self.table.device)
@@ -128,8 +129,8 @@ class DeviceEmbedding:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside, the table is as it is after all steps: a copy, so that nothing which training
-        goes on from is different for having been looked at.
+        """Inside, the table is as it is after all steps. It is a copy, so that reading changes
+        nothing that training resumes from.
         """
         if self._reading or not any(owner.begun for owner in self._owners):
             yield
@@ -164,8 +165,8 @@ class DeviceEmbedding:
         )  # fmt: skip
 
     def before_step(self, grad: Tensor) -> None:
-        """Brings the rows of a gradient up to date, before its step is counted, unless they were
-        since the last one.
+        """Brings the rows of a gradient up to date, before its step is counted, unless that was
+        done since the last step.
         """
         if self._reading:
             raise RuntimeError("the table is being read, expected its next step afterwards")
@@ -177,7 +178,7 @@ class DeviceEmbedding:
         """One step of an optimiser, with the scalars that `adam_begin` gave it.
 
         Args:
-            number: As `add_owner` gave it.
+            number: The number that `add_owner` gave.
             grad: (V, H), sparse over rows, or dense: then every row has a gradient.
         """
         rows, values = _rows_of(grad)
@@ -190,8 +191,8 @@ class DeviceEmbedding:
         torch.autograd.graph.increment_version(self.table)
 
     def flush(self) -> None:
-        """Brings every row up to date in place: before the table is read as a whole and then
-        changed by others. Between steps, never in a graph.
+        """Brings every row up to date in place, before others read the whole table and then change
+        it. Called between steps, never in a graph.
         """
         if self._reading:
             return
@@ -202,15 +203,15 @@ class DeviceEmbedding:
             owner.begun = 0
 
     def set_rates(self, number: int) -> None:
-        """Takes over betas that changed in `rates`; after a flush, which did what was missed with
-        the old ones.
+        """Takes over betas that changed in `rates`; called after a flush, which takes the missed
+        steps with the old betas.
         """
         owner = self._owners[number]
         beta1, beta2 = owner.rates[:2].tolist()
         owner.powers = powers_of(beta1, beta2).to(self.table.device)
 
     def state(self, number: int) -> tuple[int, Tensor, Tensor]:
-        """Steps of an optimiser, and its moments as of the last of them."""
+        """An optimiser's step count, and its moments after the last step."""
         self.flush()
         owner = self._owners[number]
         return int(owner.counter), owner.exp_avg, owner.exp_avg_sq
@@ -227,7 +228,7 @@ class DeviceEmbedding:
         owner.row_steps.copy_(torch.where(moving, steps, UNTOUCHED))
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All there is, as it is: rows that are behind stay so."""
+        """The whole state, unchanged: rows that are behind stay so."""
         tensors: dict[str, Tensor] = {}
         for number, owner in enumerate(self._owners):
             tensors |= {
@@ -251,7 +252,7 @@ class DeviceEmbedding:
         for name, own in wanted.items():
             if name not in tensors:
                 raise ValueError(
-                    f"the embedding table's state has no {name}, expected one: a run goes on with "
+                    f"the embedding table's state has no {name}, expected one: a run is resumed on "
                     "the kind of device that it began on"
                 )
             if tensors[name].shape != own.shape:

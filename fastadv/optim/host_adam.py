@@ -24,15 +24,15 @@ class HostAdam(GradientAdam):
     """`GradientAdam` on any device, over parameters that lie anywhere and step one by one.
 
     The gradient of a step is checked first. If it holds a NaN or an infinity (or its norm is too
-    large for float32), nothing changes, moments and step counts neither. A parameter whose gradient
-    is None keeps weight, moments and step count, as with a missing `.grad` in PyTorch; so does one
-    that is frozen, and a change of `lr` holds from the next step on.
+    large for float32), nothing changes, not even moments and step counts. A parameter whose
+    gradient is None keeps weight, moments and step count, as with a missing `.grad` in PyTorch; so
+    does a frozen one. A change of `lr` takes effect from the next step on.
 
     Args:
         named_parameters: As for `GradientAdam`; so are betas, eps, weight_decay, max_grad_norm and
             nonfinite.
         lr: Learning rate.
-        compensations: The low bits of the weights; shared by optimisers over the same ones.
+        compensations: The compensations of the weights, shared by optimisers over the same weights.
         layouts: Copies of weights that the matrix products read, to be kept in step with them.
         deferred: An embedding table among the parameters whose untouched rows wait.
         loss_scaling: Whether the loss is scaled.
@@ -78,15 +78,16 @@ class HostAdam(GradientAdam):
         """One update.
 
         Args:
-            gradients: As many as parameters, in order; None leaves a parameter and its moments.
-            squares: Sums of squares of some of them, () float64 by parameter's name, where whoever
-                made them knows; they are not read for their norm again.
+            gradients: One per parameter, in order; None leaves a parameter and its moments
+                unchanged.
+            squares: Sums of squares of some of them, () float64 by the parameter's name, where they
+                are already known; the norm then need not read these gradients again.
 
         Returns:
-            Whether the step was done: False where it was skipped.
+            Whether the step was taken: False where it was skipped.
 
         Raises:
-            ValueError: There is not one gradient (or None) a parameter.
+            ValueError: There is not one gradient (or None) per parameter.
             FloatingPointError: A gradient is not finite, and `nonfinite` is "stop".
         """
         if len(gradients) != len(self.parameters):
@@ -136,8 +137,8 @@ class HostAdam(GradientAdam):
         raise not_finite(f"of {wrong[0]} holds a value that is" if wrong else "has a norm that is")
 
     def _groups(self, present: Sequence[int]) -> list[list[int]]:
-        """Numbers of parameters that one call can take: of one type and device, with layouts or
-        without.
+        """Indices of parameters that one call can take: of one type and device, and either all with
+        layouts or all without.
         """
         groups: dict[Any, list[int]] = {}
         for i in present:
@@ -146,7 +147,7 @@ class HostAdam(GradientAdam):
         return list(groups.values())
 
     def _layout(self, parameter: Parameter) -> tuple[Tensor, Tensor] | None:
-        # Only the native kernel writes them; for others they are made again when they are read.
+        # Only the native kernel rewrites layouts; for others they are remade when they are read.
         if self._layouts is None or self._chosen(parameter) != "native":
             return None
         return self._layouts.packed(parameter)

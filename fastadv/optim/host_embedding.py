@@ -1,8 +1,8 @@
-"""The embedding table under several Adams, whose rows' steps wait until the rows are read.
+"""The embedding table under several Adams: the steps of a row wait until the row is read.
 
 A batch reads a few thousand rows of a hundred thousand. A step of Adam still moves every row that
-ever had a gradient, by its momentum; without weight decay it does so whatever the weights are, so
-that the steps that a row misses, of all optimisers, can be done at once before it is read again.
+ever had a gradient, by its momentum. Without weight decay this move does not depend on the weights,
+so the steps that a row misses, of all optimisers, can be taken at once before it is read again.
 Nothing is approximated: docs/adr/0008.
 """
 
@@ -26,12 +26,12 @@ READ_AT_ONCE = 8192
 
 
 class _Owner:
-    """One optimiser's part: its moments, its steps, and what they were done with.
+    """One optimiser's part: its moments, its steps, and the rates of the steps.
 
     Attributes:
-        steps: Done so far.
+        steps: The steps taken so far.
         base: The steps up to the last flush.
-        lrs: (steps - base,) float64, the rates since.
+        lrs: (steps - base,) float64, the rates since then.
     """
 
     def __init__(self, table: Tensor, betas: tuple[float, float], eps: float) -> None:
@@ -67,13 +67,13 @@ class _Growing:
 class HostEmbedding:
     """A table (V, H), the moments that each optimiser keeps of it, and how far each row is behind.
 
-    One counter a row serves all optimisers: it says after which step of any of them, counted from
-    the last flush, the row was last brought up to date, and a list says how many steps each of them
-    had done by then.
+    One counter per row serves all optimisers. It holds the step of any of them, counted from the
+    last flush, after which the row was last brought up to date, and a list holds how many steps
+    each optimiser had taken by then.
 
     Args:
         table: float32 or float64, changed in place.
-        compensation: The low bits of the table, (V, H) bfloat16; None for float64.
+        compensation: The compensation of the table, (V, H) bfloat16; None for float64.
         backend: Backend of `embedding_adam`; None for the default.
     """
 
@@ -87,18 +87,18 @@ class HostEmbedding:
         self._actors = _Growing(np.int32)
 
     def add_owner(self, betas: tuple[float, float], eps: float) -> int:
-        """A number for one more optimiser, which has done no step yet."""
+        """A number for one more optimiser, which has taken no step yet."""
         self._owners.append(_Owner(self.table.detach(), betas, eps))
         return len(self._owners) - 1
 
     def catch_up(self, rows: TableRows) -> None:
-        """Does the steps that these rows missed. It is called before rows are read, and does
+        """Takes the steps that these rows missed. It is called before rows are read, and does
         nothing to rows that are up to date.
         """
         self._catch_up(rows.ids)
 
     def _catch_up(self, rows: Tensor) -> None:
-        """The same of rows (U,) int64, ascending, each once, on the CPU."""
+        """The same for rows (U,) int64, ascending, each once, on the CPU."""
         rows = self._behind(rows)
         if len(rows) == 0 or self._reading:
             return
@@ -111,8 +111,8 @@ class HostEmbedding:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside, the table is as it is after all steps: a copy, so that nothing which training
-        goes on from is different for having been looked at.
+        """Inside, the table is as it is after all steps. It is a copy, so that reading changes
+        nothing that training resumes from.
         """
         rows = self._behind(torch.arange(len(self.table)))
         if self._reading or len(rows) == 0:
@@ -131,13 +131,13 @@ class HostEmbedding:
             self.table.data, self._reading = own, False
 
     def _behind(self, rows: Tensor) -> Tensor:
-        """Those of `rows` that missed a step and ever had a gradient."""
+        """The rows among `rows` that missed a step and ever had a gradient."""
         events = self._events[rows.numpy()]
         late = (events != UNTOUCHED) & (events < len(self._actors.values))
         return rows[torch.from_numpy(late)]
 
     def _current(self, rows: Tensor, places: Tensor) -> Tensor:
-        """What `rows` are after all steps, (U, H)."""
+        """The values of `rows` after all steps, (U, H)."""
         found = self.table.detach()[places]
         compensation = None if self.compensation is None else self.compensation[places]
         for number, owner in enumerate(self._owners):
@@ -156,7 +156,7 @@ class HostEmbedding:
         exp_avg_sq: Tensor,
         places: Tensor,
     ) -> None:
-        """An owner's steps that `rows` missed, at `places` of the tensors given."""
+        """Takes an owner's steps that `rows` missed, at indices `places` of the given tensors."""
         owner = self._owners[number]
         if owner.steps == owner.base:
             return
@@ -172,10 +172,10 @@ class HostEmbedding:
         """One step of an optimiser.
 
         Args:
-            number: As `add_owner` gave it.
+            number: The number that `add_owner` gave.
             grad: (V, H), sparse over rows, or dense: then every row has a gradient.
-            lr: This step's rate.
-            grad_scale: What gradients are multiplied by.
+            lr: The rate of this step.
+            grad_scale: The factor of the gradients.
         """
         if self._reading:
             raise RuntimeError("the table is being read, expected its next step afterwards")
@@ -194,9 +194,7 @@ class HostEmbedding:
         torch.autograd.graph.increment_version(self.table)
 
     def flush(self) -> None:
-        """Brings every row up to date in place: before the table is read as a whole and then
-        changed by others.
-        """
+        """Brings every row up to date in place, before others read and change the whole table."""
         if self._reading:
             return
         touched = np.flatnonzero(self._events != UNTOUCHED)
@@ -208,14 +206,14 @@ class HostEmbedding:
             owner.lrs.set(np.empty(0))
 
     def set_rates(self, number: int, betas: tuple[float, float], eps: float) -> None:
-        """Changes an optimiser's betas and eps; what rows missed so far is done with the old."""
+        """Changes an optimiser's betas and eps; steps missed so far are taken with the old ones."""
         owner = self._owners[number]
         if (owner.betas, owner.eps) != (betas, eps):
             self.flush()
             owner.betas, owner.eps = betas, eps
 
     def state(self, number: int) -> tuple[int, Tensor, Tensor]:
-        """Steps of an optimiser, and its moments as of the last of them."""
+        """An optimiser's step count, and its moments after the last step."""
         self.flush()
         owner = self._owners[number]
         return owner.steps, owner.exp_avg, owner.exp_avg_sq
@@ -231,7 +229,7 @@ class HostEmbedding:
         self._events[moving] = 0
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All there is, as it is: rows that are behind stay so."""
+        """The whole state, unchanged: rows that are behind stay so."""
         tensors = {
             "events": torch.from_numpy(self._events),
             "actors": torch.from_numpy(self._actors.values.copy()),

@@ -1,7 +1,7 @@
-"""Loss scaling: float16 loses gradients below 6e-8, so that those of a larger loss are taken.
+"""Loss scaling: float16 loses gradients below 6e-8, so gradients of a larger loss are computed.
 
-Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2; growth and backoff are
-those of `torch.amp.GradScaler`.
+Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2; growth and backoff are the
+same as in `torch.amp.GradScaler`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 FIRST_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
-# Below it a loss is made smaller, not larger, and gradients still are not finite.
+# Below this the loss is scaled down, not up, and gradients still are not finite.
 LEAST_SCALE = 1.0
 
 
@@ -22,8 +22,8 @@ class LossScaler:
     and halves after one that is not finite, whose update is left out.
 
     Args:
-        enabled: Without, the scale is 1 for ever.
-        device: Where it is kept.
+        enabled: If False, the scale is always 1.
+        device: The device of the scale.
 
     Attributes:
         tensor: (3,) float64: the scale, finite gradients in a row, and the interval; or None.
@@ -35,7 +35,7 @@ class LossScaler:
 
     @property
     def scale(self) -> float:
-        """The scale now; from a GPU the host waits for it."""
+        """The current scale; the host waits for a GPU."""
         return 1.0 if self.tensor is None else float(self.tensor[0])
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class LossScaler:
         return loss if self.tensor is None else loss * self.tensor[0].to(loss.dtype)
 
     def update(self, finite: bool) -> None:
-        """After a gradient; what `adam_begin` does on the device."""
+        """Called after a gradient; on the device `adam_begin` does this."""
         if self.tensor is None:
             return
         scale, streak, interval = self.tensor.tolist()

@@ -1,4 +1,4 @@
-"""`python -m fastadv.pretraining FOLDER`: goes on with a prepared run, in pieces if need be.
+"""`python -m fastadv.pretraining FOLDER`: runs or resumes a prepared run, in pieces if need be.
 
 It needs the core packages alone, so that a run prepared on one machine (`fastadv pretrain
 --prepare_only`) can be carried to another that has a GPU.
@@ -14,7 +14,7 @@ from fastadv.pretraining.run import PretrainingRun
 
 
 def main() -> int:
-    """0 when the run is done, 3 when time ran out before, 2 with one line for a mistake."""
+    """Returns 0 when the run is done, 3 when time ran out before, 2 with one line for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m fastadv.pretraining", description=__doc__)
     parser.add_argument("folder", type=Path, help="what fastadv pretrain --prepare_only made")
     parser.add_argument("--seconds", type=float, help="stop with a checkpoint after so long")
@@ -28,7 +28,9 @@ def main() -> int:
         print(f"fastadv.pretraining: {error}", file=sys.stderr)
         return 2
     step, steps = run.trainer.step_count, run.config.steps
-    print(f"{given.folder}: step {step} of {steps}{'' if done else ', the same command goes on'}")
+    print(
+        f"{given.folder}: step {step} of {steps}{'' if done else ', the same command resumes it'}"
+    )
     return 0 if done else 3
 
 

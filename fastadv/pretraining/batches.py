@@ -19,15 +19,15 @@ HELD_OUT_RATE = 0.15
 class LanguageBatches:
     """Draws batches.
 
-    What a batch holds depends on seed, stream and step alone, so that a run can go on at any step.
-    Sequences are drawn with replacement, because an order without it would be state to keep, and
-    with hundreds of thousands of them, each masked anew, the difference is small.
+    What a batch holds depends on seed, stream and step alone, so that a run can resume at any step.
+    Sequences are drawn with replacement: an order without it would be state to keep, and with
+    hundreds of thousands of them, each masked anew, the difference is small.
 
     Args:
-        corpus: What is drawn from.
+        corpus: The corpus to draw from.
         tokens_per_batch: Pieces, special ones counted, that a batch may hold.
         seed: The seed of all draws.
-        exponent: Tokens of a language come in proportion to its share to this power.
+        exponent: Tokens of a language are drawn in proportion to its share to this power.
         mask_rate: As in `mask_tokens`.
         source: The language that `PackedBatch.english` is True for.
 
@@ -58,7 +58,7 @@ class LanguageBatches:
         self._pieces = np.flatnonzero(ordinary)
 
     def masked_batch(self, step: int, max_length: int | None = None) -> MaskedBatch:
-        """The batch of step `step`; of longer sequences a random window of `max_length` pieces.
+        """The batch of step `step`; a longer sequence gives a random window of `max_length` pieces.
 
         Raises:
             ValueError: `max_length` is less than `LEAST_LENGTH`.
@@ -77,7 +77,7 @@ class LanguageBatches:
 
         Args:
             stream: The name of the draw; each name gives another.
-            tokens: Pieces that the batch may hold; a side holds one longest sequence at least.
+            tokens: Pieces that the batch may hold; a side holds at least one longest sequence.
         """
         rng = self._rng(stream, step)
         own = np.array([name == self.source for name in self.corpus.languages])
@@ -94,12 +94,12 @@ class LanguageBatches:
 
     def held_out_batches(self, language: str, tokens: int) -> list[MaskedBatch]:
         """Every held-out sequence of a language, 15% of its tokens masked, always the same ones;
-        without batches in which chance masked none.
+        batches in which nothing was masked are left out.
         """
         number = self.corpus.languages.index(language)
         held: Sequences = self.corpus.held_out[language]
         rng = np.random.Generator(np.random.Philox(zlib.crc32(language.encode())))
-        # All at once, so that what is masked does not depend on how it is cut into batches.
+        # All at once, so that the masks do not depend on how the sequences are cut into batches.
         every = self._masked(
             np.full(len(held), number), held.starts, held.ends - held.starts, HELD_OUT_RATE, rng
         )

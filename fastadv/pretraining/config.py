@@ -17,7 +17,7 @@ class PretrainConfig:
     """Settings of a pretraining run.
 
     The model is BERT's (Devlin et al. 2019), small enough by default for two cores. "measured"
-    below is docs/results/pretraining.md.
+    below refers to docs/results/pretraining.md.
 
     Args:
         vocabulary_size: Word pieces, special ones included.
@@ -135,7 +135,7 @@ class PretrainConfig:
 
     @property
     def head_dropout(self) -> float:
-        """None on the head's input."""
+        """The head's input has no dropout."""
         return 0.0
 
     @property
@@ -144,7 +144,7 @@ class PretrainConfig:
         return False
 
     def rate(self, step: int) -> float:
-        """What the learning rates are multiplied by in step `step`, counted from 0."""
+        """The factor of the learning rates in step `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         left = self.steps - step
@@ -204,7 +204,7 @@ def _check(config: PretrainConfig) -> None:
         refuse("adversary", "'none', 'source' or 'all'")
     if config.saved_precision not in ("fp32", "bf16"):
         refuse("saved_precision", "'fp32' or 'bf16'")
-    # What a finetuning run's configuration has too is held to the same.
+    # The settings that a finetuning run has too must satisfy the same rules.
     FinetuneConfig(
         steps=config.steps,
         max_length=config.max_length,

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = 1
-# Pieces that a sequence has at least, special tokens not counted.
+# The fewest pieces of a sequence, without special tokens.
 SHORTEST = 4
 # Paragraphs tokenised at once.
 CHUNK = 4096
 # A sequence cut to fewer pieces than this could have parts shorter than SHORTEST.
 LEAST_LENGTH = 2 + 2 * SHORTEST
-# Held-out paragraphs of a language at most: more make its loss no more certain than it need be.
+# The most held-out paragraphs of a language: its loss need not be more certain than these make it.
 MOST_HELD_OUT = 2000
 _SPECIAL = ("cls", "sep", "mask")
 
@@ -31,7 +31,7 @@ class Sequences:
     """Parts of one language's ids.
 
     Attributes:
-        starts, ends: (N,) int64, of each sequence.
+        starts, ends: (N,) int64, the bounds of each sequence.
     """
 
     starts: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Sequences:
 
     @property
     def tokens(self) -> int:
-        """Pieces in all of them."""
+        """The pieces in all sequences."""
         return int((self.ends - self.starts).sum())
 
 
@@ -51,14 +51,14 @@ class Corpus:
     """Text of some languages.
 
     Attributes:
-        languages: Their names, in order.
+        languages: The languages' names, in order.
         input_ids: By language, (T,) uint16, or uint32 for vocabularies of more than 65,536
             pieces; without special tokens.
         training, held_out: By language, sequences of at most `max_length` - 2 pieces.
         max_length: Pieces of the longest sequence once it has its two special tokens.
-        vocabulary: Number of pieces.
-        special: Ids of [CLS], [SEP] and [MASK], and which others are no ordinary pieces, by "cls",
-            "sep", "mask" and "all".
+        vocabulary: The number of pieces.
+        special: Ids of [CLS], [SEP] and [MASK] under "cls", "sep" and "mask", and under "all" the
+            ids of all pieces that are not ordinary.
     """
 
     languages: tuple[str, ...]
@@ -79,10 +79,10 @@ class Corpus:
     ) -> Corpus:
         """Tokenises paragraphs.
 
-        One of more than `max_length` - 2 pieces is cut into parts of equal length; what has fewer
-        than four is left out. Which paragraphs are held out is decided by checksums of their text,
-        so that copies go the same way; a language holds out one text at least and `MOST_HELD_OUT`
-        at most, the first ones. What reads like a special token in the text is text.
+        A paragraph of more than `max_length` - 2 pieces is cut into parts of equal length; one with
+        fewer than four is left out. Checksums of their text decide which paragraphs are held out,
+        so that copies go the same way; a language holds out at least one text and at most
+        `MOST_HELD_OUT`, the first ones. Text that reads like a special token is treated as text.
 
         Raises:
             ValueError: A language has too little text, the tokenizer lacks a special token, or
@@ -110,7 +110,7 @@ class Corpus:
         return cls(tuple(ids), ids, training, kept, max_length, len(tokenizer), special)
 
     def frequencies(self, exponent: float) -> NDArray[np.float64]:
-        """(V,) shares of the pieces, languages weighing what they are drawn with."""
+        """(V,) shares of the pieces, with languages weighted as they are drawn."""
         shares = self.shares(exponent)
         total = np.zeros(self.vocabulary)
         for language, ids in self.input_ids.items():
@@ -118,7 +118,7 @@ class Corpus:
         return total
 
     def shares(self, exponent: float) -> dict[str, float]:
-        """By language, its share of the tokens in training to a power, in all 1."""
+        """By language, its share of the tokens in training to a power; the shares sum to 1."""
         tokens = {language: self.training[language].tokens for language in self.languages}
         powers = {n: (count / sum(tokens.values())) ** exponent for n, count in tokens.items()}
         return {n: power / sum(powers.values()) for n, power in powers.items()}
@@ -221,7 +221,7 @@ def _special(tokenizer: Any) -> dict[str, Any]:
 
 
 def _plain_encoder(tokenizer: Any) -> Any:
-    """A copy of the tokenizer's core that neither cuts nor pads, and knows no special tokens."""
+    """A copy of the tokenizer's core that neither cuts nor pads and knows no special tokens."""
     encoder = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_truncation()
     encoder.no_padding()
@@ -250,7 +250,7 @@ def _chunks(paragraphs: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _chosen(sums: NDArray[np.uint32], held_out: float) -> NDArray[np.bool_]:
-    """(N,) whether each paragraph is held out; of too many texts the first, of none the last."""
+    """(N,) whether each paragraph is held out: the first of too many, or the last if none is."""
     texts, first = np.unique(sums, return_index=True)
     texts = texts[np.argsort(first)]
     out = texts[texts < int(held_out * 2**32)][:MOST_HELD_OUT]
@@ -262,13 +262,13 @@ def _chosen(sums: NDArray[np.uint32], held_out: float) -> NDArray[np.bool_]:
 
 
 def _cut(bounds: NDArray[Any], chosen: NDArray[np.bool_], longest: int) -> Sequences:
-    """Chosen paragraphs, each in as few parts as are short enough."""
+    """The chosen paragraphs, each cut into as few parts as `longest` allows."""
     starts, ends = bounds[:-1][chosen], bounds[1:][chosen]
     sizes = ends - starts
     parts = -(-sizes // longest)
     which = np.repeat(np.arange(len(parts)), parts)
     number = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
-    # Borders at equal distances, rounded.
+    # Bounds at equal distances, rounded.
     first = starts[which] + number * sizes[which] // parts[which]
     last = starts[which] + (number + 1) * sizes[which] // parts[which]
     return Sequences(first.astype(np.int64), last.astype(np.int64))

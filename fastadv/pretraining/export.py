@@ -26,7 +26,7 @@ def save_masked_language_model(
     The folder loads with `AutoModelForMaskedLM`, the encoder alone with `AutoModel`.
 
     Args:
-        dropout: What the configuration says, hidden and attention.
+        dropout: The rate that the configuration states, hidden and attention.
         dtype: The type of the weights in the file; float32 or bfloat16.
     """
     with quiet_transformers(), model.encoder.complete() as encoder:
@@ -64,7 +64,7 @@ def _head(model: MaskedLanguageModel) -> dict[str, Tensor]:
 
 def _assign(whole: BertForMaskedLM, weights: dict[str, Tensor]) -> None:
     found = whole.load_state_dict(weights, assign=True, strict=False)
-    # position_ids and their like are made, not saved.
+    # position_ids and the like are computed, not saved.
     lacking = [n for n in found.missing_keys if n in dict(whole.named_parameters())]
     if lacking or found.unexpected_keys:
         raise ValueError(f"the model does not match BertForMaskedLM at {found}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastadv.batches.packing import PackedBatch
 
-# Of the tokens to predict: replaced by [MASK], and by a random piece; the rest stay.
+# Shares of the tokens to predict that become [MASK] or a random piece; the rest stay.
 MASKED, RANDOM = 0.8, 0.1
 
 
@@ -19,8 +19,8 @@ class MaskedBatch(PackedBatch):
     """A batch some of whose tokens are to be predicted.
 
     Attributes:
-        masked: (M,) int64, where they are among the T packed tokens, ascending.
-        labels: (M,) int64, the ids that were there.
+        masked: (M,) int64, the indices of these tokens among the T packed ones, ascending.
+        labels: (M,) int64, the original ids.
     """
 
     masked: Tensor | None = None
@@ -40,13 +40,13 @@ def mask_tokens(
     Args:
         input_ids: (T,), not changed.
         ordinary: (T,), False for special tokens, which are never chosen.
-        rate: The probability that one is chosen; of those 80% become `mask_id`, 10% a random
-            piece, and 10% stay. One at least is chosen, where there is an ordinary token.
+        rate: The probability that a token is chosen; 80% of the chosen become `mask_id`, 10% a
+            random piece, and 10% stay. At least one is chosen, where there is an ordinary token.
         vocabulary: (W,) the ids that a random piece is drawn from.
-        rng: Where chance comes from.
+        rng: The source of randomness.
 
     Returns:
-        The ids to read (T,), where the chosen ones are (M,), and what was there (M,).
+        The ids to read (T,), the indices of the chosen tokens (M,), and their original ids (M,).
     """
     indices = np.flatnonzero(ordinary & (rng.random(len(input_ids)) < rate))
     candidates = np.flatnonzero(ordinary)

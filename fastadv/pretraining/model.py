@@ -1,4 +1,4 @@
-"""Masked-language model over packed tokens, with a language discriminator beside it."""
+"""Masked-language model over packed tokens, together with a language discriminator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAREST = 1e-6
 
 
 class MaskedLanguageHead(nn.Module):
-    """What BERT puts before the word table, used once more as output weights, and their bias."""
+    """BERT's layers before the output, whose weight is the word table, and the output's bias."""
 
     def __init__(self, hidden_size: int, vocabulary: int, eps: float) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class MaskedLanguageHead(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder, masked-language head and discriminator; what `Trainer` takes for a model.
+    """Encoder, masked-language head and discriminator; the model that `Trainer` takes.
 
     Args:
         encoder: Its word table is also the output layer's weight.
-        languages: K, of a discriminator over all of them; None for source against the rest.
+        languages: K, for a discriminator over all languages; None for source against the rest.
         seed: The seed of the new weights.
         frequencies: (V,) shares of the pieces in the text; the output bias begins as their
             logarithms, so that the first steps need not find them. None for zeros.
@@ -64,7 +64,7 @@ class MaskedLanguageModel(nn.Module):
         with torch.no_grad():
             dense = self.task_head.dense
             dense.weight.normal_(0.0, config.initializer_range, generator=generator)
-            # Near the identity: what a token is, it is predicted to be.
+            # Near the identity: at first every token is predicted to be itself.
             dense.weight += torch.eye(width)
             dense.bias.zero_()
             if frequencies is not None:
@@ -77,13 +77,13 @@ class MaskedLanguageModel(nn.Module):
         )
 
     def pooled(self, batch: PackedBatch, leading: PackedBatch | None = None) -> Tensor:
-        """As `AdversarialModel.pooled`."""
+        """See `AdversarialModel.pooled`."""
         joint = batch if leading is None else concat(leading, batch)
         hidden = self.encoder(batch, leading)
         return masked_mean_pool(hidden, joint.cu_seqlens, backend=self.backend)
 
     def task_logits(self, batch: MaskedBatch) -> Tensor:
-        """(M, V) in the type of the encoder's products: scores of pieces at the masked tokens."""
+        """Scores of pieces at masked tokens, (M, V) in the type of the matrix products."""
         assert batch.masked is not None
         hidden = _Rows.apply(self.encoder(batch), batch.masked)
         features = self.task_head(hidden).to(self.encoder.dtype)
@@ -106,7 +106,7 @@ class MaskedLanguageModel(nn.Module):
 
 
 class _Rows(torch.autograd.Function):
-    """Rows (M,) of x (T, H), each at most once: where PyTorch adds gradients up, this sets them."""
+    """Rows (M,) of x (T, H), each at most once: PyTorch would add gradients up, this sets them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class _TiedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, bias: Tensor, layouts: WeightLayouts) -> Tensor:
-        # The table itself, which its copies are found by; saved too, so that a change is noticed.
+        # The table itself, by which its copies are found; saved too, so that a change is noticed.
         ctx.save_for_backward(x, table)
         ctx.table, ctx.layouts = table, layouts
         logits = x.new_empty(x.shape[0], table.shape[0])

@@ -27,7 +27,7 @@ HELD_OUT_TOKENS = 8192
 
 
 class Pretrainer:
-    """One run's model; `run_state` keeps it as it keeps a finetuner.
+    """One run's model; `run_state` saves it as it saves a finetuner.
 
     Args:
         corpus: Tokenised text.
@@ -69,7 +69,7 @@ class Pretrainer:
         if config.adversary != "none" and len(corpus.languages) < 2:
             raise ValueError("found one language with an adversary, expected two or more")
         self.model = self._build(precision).to(self.device)
-        # On a GPU the whole gradient is written once; ids would have to be brought there.
+        # On a GPU the whole gradient is written once; ids would have to be copied there.
         self.model.encoder.word_table.sparse = not is_gpu(self.device)
         self.trainer = Trainer(self.model, self.config)
         self.batches = LanguageBatches(

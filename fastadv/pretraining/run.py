@@ -52,7 +52,7 @@ class PretrainingRun(Loop[Batches]):
             and the one before it, and last/, the model.
         quiet: No progress.
         device: As in `Pretrainer`.
-        config: Instead of the one in the folder.
+        config: Settings to use instead of the ones in the folder.
 
     Raises:
         ValueError: Something in the folder is missing or damaged, or belongs to another run.
@@ -76,7 +76,7 @@ class PretrainingRun(Loop[Batches]):
         self.open_metrics()
 
     def go(self, seconds: float | None = None) -> bool:
-        """Takes steps until the last, or until so many seconds are over.
+        """Takes steps until the last one, or until so many seconds are over.
 
         Returns:
             Whether the run is done; if not, a checkpoint was written and the same call resumes it.
@@ -114,7 +114,7 @@ class PretrainingRun(Loop[Batches]):
         self.meter.add(self.pretrainer.step(prepared), *prepared)
 
     def evaluate(self) -> None:
-        """The loss on text held out, by language."""
+        """The loss on held-out text, by language."""
         losses = self.pretrainer.held_out_losses()
         mean = sum(losses.values()) / len(losses)
         self.record({"kind": "eval", "step": self.step, "mean": mean, "held_out": losses})
@@ -122,7 +122,7 @@ class PretrainingRun(Loop[Batches]):
         self._tell(f"step {self.step}: held-out loss {mean:.3f}  {shown}")
 
     def show(self, means: dict[str, Any]) -> None:
-        """A line of losses and speed."""
+        """Shows a line with losses and speed."""
         step, steps = self.step, self.config.steps
         left = (time.perf_counter() - self._clock) / (step - self._begun) * (steps - step)
         parts = [f"loss {means['loss_task']:.3f}"]
@@ -139,7 +139,7 @@ class PretrainingRun(Loop[Batches]):
         return self.pretrainer.corpus.fingerprint()
 
     def other_data(self, saved: Any, ours: Any) -> str:
-        """Names the file."""
+        """How a message names other data: by its file."""
         return f"another {CORPUS}"
 
     def _tell(self, line: str) -> None:

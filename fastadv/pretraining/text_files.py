@@ -16,10 +16,10 @@ _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib_error)
 
 
 class TextFiles(Mapping[str, "Paragraphs"]):
-    """Paragraphs by language, read anew each time they are gone through.
+    """Paragraphs by language, read anew in each iteration.
 
     Args:
-        files: By language, files of UTF-8 text, a paragraph a line; also .gz, .bz2 and .xz.
+        files: By language, files of UTF-8 text, one paragraph per line; also .gz, .bz2 and .xz.
     """
 
     def __init__(self, files: Mapping[str, Sequence[str | Path]]) -> None:
@@ -38,8 +38,8 @@ class TextFiles(Mapping[str, "Paragraphs"]):
 class Paragraphs:
     """Lines of some files that are not empty, without the white space around them.
 
-    Going through them raises ValueError, "file:line: ...", at bytes that are no UTF-8 or at damage
-    in a compressed file, and where no file holds any text; OSError where one cannot be opened.
+    Iteration raises ValueError, "file:line: ...", for bytes that are not UTF-8, for damage in a
+    compressed file, and where no file holds any text; OSError where a file cannot be opened.
     """
 
     def __init__(self, language: str, paths: Sequence[Path]) -> None:

@@ -20,18 +20,18 @@ def train_vocabulary(
     alphabet: int = 6000,
     bytes_read: int = 60_000_000,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `size` pieces; the same text gives the same one.
+    """A tokenizer of at most `size` pieces; the same text always gives the same tokenizer.
 
-    Cased, accents kept, Chinese characters one by one, as multilingual BERT's. [PAD], [UNK],
+    Cased, accents kept, Chinese characters one by one, like multilingual BERT's. [PAD], [UNK],
     [CLS], [SEP] and [MASK] are 0 to 4.
 
     Args:
         texts: Paragraphs by language.
-        size: Pieces, special ones included; fewer come of little text.
+        size: Pieces, special ones included; little text gives fewer.
         exponent: Languages are read in proportion to their bytes to this power, each at most once.
         alphabet: Characters that are pieces by themselves, the most frequent ones; others become
             [UNK].
-        bytes_read: How much text is read, UTF-8.
+        bytes_read: How much text is read, in bytes of UTF-8.
 
     Raises:
         ValueError: There is no text, or its characters alone are more than `size` pieces.
@@ -55,7 +55,7 @@ def train_vocabulary(
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    # A fresh one, in which only those are special that are.
+    # A new tokenizer, in which only the real special tokens are special.
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return _fast(_pipeline(models.WordPiece(vocabulary, unk_token=SPECIAL[1])))
 

@@ -1,1 +1,1 @@
-"""What a run says: metrics.jsonl, trackers, curves, warnings."""
+"""What a run reports: metrics.jsonl, trackers, curves, warnings."""

@@ -60,23 +60,23 @@ class _Interval:
 def diagnose(records: Sequence[Mapping[str, Any]], config: FinetuneConfig) -> str | None:
     """What is wrong with the discriminator, at the record that first shows it, in words.
 
-    A pure function, to be called after every training record: of the same records it says the
-    same, so a run that is resumed says it at the same step and once only.
+    A pure function, to be called after every training record: for the same records it says the
+    same, so a resumed run says it at the same step and only once.
 
     Args:
-        records: Records of metrics.jsonl so far; only those of training count.
+        records: Records of metrics.jsonl so far; only training records count.
         config: The configuration of the run, with the task's learning rates filled in.
 
     Returns:
         A few sentences, and what to change; None if there is nothing to say, if there is no
-        discriminator, or if this was said of a shorter sequence of these records.
+        discriminator, or if this was said for a shorter sequence of these records.
     """
-    # A state that lasts was told before, and needs no search through all the records.
+    # A state that lasts was reported before, and needs no search through all the records.
     state, before = _state(records, config), _state(records[:-1], config)
     if state is None or (before is not None and before.name == state.name):
         return None
     name = state.verdict()
-    # Being fooled is a way of being no better than guessing, and swings between the two.
+    # "fooled" is a way of being no better than guessing, and a run swings between the two.
     same = {name} if name in ("certain", "fooled") else {name, "fooled"}
     for end in range(len(records) - 1, 0, -1):
         earlier = _state(records[:end], config)
@@ -114,14 +114,14 @@ def _state(records: Sequence[Mapping[str, Any]], config: FinetuneConfig) -> _Sta
 def _newest_first(
     records: Sequence[Mapping[str, Any]], config: FinetuneConfig
 ) -> Iterator[_Interval]:
-    """What each training record covers: the steps since the one before, or the beginning."""
+    """What each training record covers: the steps since the one before, or since the beginning."""
     later: Mapping[str, Any] | None = None
     for record in (*reversed(records), {"kind": "train", "step": 0}):
         if record["kind"] != "train":
             continue
         accuracy = None if later is None else later.get("discriminator_accuracy")
         if later is not None and accuracy is not None and later["step"] > record["step"]:
-            # Files of earlier versions, whose batches were all alike, do not say how many.
+            # Files of earlier versions do not say how many; their batches all had the same size.
             alike = 2 * config.batch_size * (later["step"] - record["step"])
             texts = later.get("discriminator_texts", alike)
             yield _Interval(record["step"], later["step"], texts, accuracy)
@@ -141,7 +141,7 @@ def _stretch(spans: Iterator[_Interval]) -> _Interval | None:
 
 
 def _learned(spans: Iterator[_Interval]) -> bool:
-    """Whether among the spans, newest first, a stretch shows languages told apart."""
+    """Whether a stretch of the spans, newest first, shows that languages were told apart."""
     taken: deque[_Interval] = deque()
     texts = 0
     for span in spans:

@@ -19,7 +19,7 @@ class History:
         best_step: The step with the greatest value of the configuration's `selection`, the
             earliest of equals; by default the score on the source language's dev set (paper,
             section 3.1). None without a dev set.
-        best_score: That value: accuracy, or F1 for NER; of an ensemble the mean of its ranks.
+        best_score: That value: accuracy, or F1 for NER; for an ensemble the mean of its ranks.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)

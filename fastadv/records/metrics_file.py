@@ -9,7 +9,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, in the order of the steps.
+    """`metrics.jsonl`: one JSON object per line, in the order of the steps.
 
     Args:
         path: The file, or None to keep records in memory alone.

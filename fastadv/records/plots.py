@@ -34,8 +34,8 @@ _LOSSES = (
 )
 GUESSING = {"color": "#666666", "linewidth": 0.8, "linestyle": (0, (6, 2, 1, 2))}
 _POINTS = 40
-"""Points of a training series at most; each is the mean of what it stands for."""
-# Drawn at the width of a printed page's text, so that its letters come out at their own size.
+"""The most points of a training series; each is the mean of the values that it stands for."""
+# Drawn at the width of a printed page's text, so that its letters have their true size there.
 _WIDTH, _PANEL_HEIGHT, _LEGEND_HEIGHT = 7.0, 1.75, 0.45
 RC = {
     "font.size": 8,
@@ -58,10 +58,10 @@ RC = {
 def plot_curves(path: Path, histories: Mapping[str, History], task: TaskName) -> None:
     """Scores by language over steps, with and without the adversary (paper, Figure 2), and losses.
 
-    A panel for the dev set and one for every test set, the selected step ringed; one for the task
-    loss; and where a run had an adversary, one for its losses and one for the discriminator's
-    accuracy, with what guessing gives drawn in. The score panels share their axis. The figure is
-    a printed page's text wide, and readable without colour.
+    There is a panel for the dev set and one for every test set, with the selected step ringed, and
+    one for the task loss. Where a run had an adversary, there is one for its losses and one for the
+    discriminator's accuracy, with the accuracy of guessing drawn in. The score panels share their
+    axis. The figure is as wide as a printed page's text, and readable without colour.
 
     Args:
         path: The PNG to write.
@@ -70,7 +70,7 @@ def plot_curves(path: Path, histories: Mapping[str, History], task: TaskName) ->
 
     Raises:
         ValueError: No history holds a training or an evaluation record.
-        ImportError: matplotlib is not installed.
+        ImportError: Matplotlib is not installed.
     """
     records = [record for history in histories.values() for record in history.records]
     if not any(record["kind"] in ("train", "eval") for record in records):
@@ -142,7 +142,7 @@ def _draw_task_loss(axis: Any, histories: Mapping[str, History]) -> None:
 
 
 def _draw_adversarial_losses(axis: Any, histories: Mapping[str, History]) -> None:
-    """Both in one panel, each with its name at its end; both are 2 ln 2 where D only guesses."""
+    """Both losses in one panel, each named at its end; both are 2 ln 2 where D only guesses."""
     for history in histories.values():
         ends = []
         for key, symbol, colour, line in _LOSSES:
@@ -171,7 +171,7 @@ def _draw_discriminator(axis: Any, histories: Mapping[str, History]) -> None:
 def _draw_series(
     axis: Any, history: History, key: str, **style: Any
 ) -> tuple[list[float], list[float]]:
-    """Draws a value of the training records, and returns its steps and values as drawn."""
+    """Draws a value of the training records; returns the steps and values that it drew."""
     points = [(r["step"], r[key]) for r in history.records if key in r]
     size = max(1, math.ceil(len(points) / _POINTS))
     groups = [points[first : first + size] for first in range(0, len(points), size)]
@@ -193,7 +193,7 @@ def _style(run: str) -> dict[str, Any]:
 
 
 def _label_edges(grid: Any, scores: int, panels: int) -> None:
-    """ "step" under the lowest panel of each column alone, the metric beside the first of a row."""
+    """ "step" only under the lowest panel of each column, the metric only at the first of a row."""
     columns = grid.shape[1]
     for place, axis in enumerate(list(grid.flat)[:panels]):
         if place + columns >= panels:
@@ -211,7 +211,7 @@ def _finish(axis: Any, title: str, ylabel: str) -> None:
 
 
 def _legend(figure: Any, grid: Any, histories: Mapping[str, History]) -> None:
-    """One for the figure: the systems, and the ring."""
+    """One legend for the figure: the systems, and the ring."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_style(run)) for run in histories]
@@ -227,10 +227,10 @@ def _legend(figure: Any, grid: Any, histories: Mapping[str, History]) -> None:
 
 
 def pyplot() -> Any:
-    """matplotlib's, drawing to files.
+    """matplotlib's pyplot, drawing to files.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: Matplotlib is not installed.
     """
     try:
         import matplotlib

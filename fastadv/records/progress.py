@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a progress bar and `metrics.jsonl`."""
+"""What a run shows while it runs: a progress bar and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Bar:
             tqdm.write(line, file=sys.stderr)
 
     def warn(self, line: str) -> None:
-        """Shown even when quiet."""
+        """Shows a line, even when quiet."""
         notice(f"warning: {line}")
 
     def close(self) -> None:
@@ -42,5 +42,5 @@ class Bar:
 
 
 def notice(line: str) -> None:
-    """A line on standard error that no bar runs into."""
+    """Writes a line to standard error that no bar runs into."""
     tqdm.write(line, file=sys.stderr)

@@ -31,7 +31,7 @@ class Tracker(Protocol):
     """Where the records of one run go."""
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One record of metrics.jsonl; those of other kinds than train and eval are passed over."""
+        """Sends one record of metrics.jsonl; kinds other than train and eval are ignored."""
 
     def close(self) -> None:
         """Hands over what is still waiting; nothing may be logged afterwards."""
@@ -40,12 +40,12 @@ class Tracker(Protocol):
 def open_tracker(
     name: str, run_dir: Path, run_name: str, config: Mapping[str, Any], resume_step: int
 ) -> Tracker:
-    """The tracker of that name, for a run that begins or goes on.
+    """The tracker of that name, for a new or a resumed run.
 
-    A resumed run logs the steps after its checkpoint again. They appear once all the same:
+    A resumed run logs the steps after its checkpoint again. They still appear only once:
     TensorBoard is told to forget what came after `resume_step`; wandb and trackio, which only
-    append, are not sent what they already have (`tracker-NAME.json` in `run_dir` says what that
-    is, and the id of the run). A tracker that is new to a resumed run begins at `resume_step`.
+    append, are not sent what they already have (`tracker-NAME.json` in `run_dir` says what that is,
+    and the id of the run). A tracker that is new to a resumed run begins at `resume_step`.
 
     Args:
         name: "tensorboard" writes to `run_dir`/tensorboard; "wandb" as its environment says
@@ -54,12 +54,12 @@ def open_tracker(
         run_dir: The folder of the run.
         run_name: What the tracker calls the run.
         config: Settings to keep with the run.
-        resume_step: Steps that the checkpoint vouches for; 0 for a run that begins.
+        resume_step: Steps that the checkpoint vouches for; 0 for a new run.
 
     Raises:
         ValueError: There is no tracker of that name, or its file in `run_dir` is damaged.
         ImportError: Its package is not installed.
-        RuntimeError: wandb refuses to begin, for want of a login for instance.
+        RuntimeError: Wandb refuses to begin, for want of a login for instance.
     """
     if name not in TRACKERS:
         raise ValueError(f"tracker: found {name!r}, expected one of {', '.join(TRACKERS)}")
@@ -131,8 +131,8 @@ class WandB:
 
     def log(self, record: Mapping[str, Any]) -> None:
         if self._sent.is_new(record):
-            # wandb's own step numbers the rows, on through resumes, offline ones too: left alone
-            # it would begin at 0 again in each offline part.
+            # wandb's own step numbers the rows across resumes, also of offline parts: if it were
+            # not set, it would begin at 0 again in each offline part.
             row = {"step": record["step"], **scalars(record)}
             self._run.log(row, step=self._sent.count - 1, commit=True)
 
@@ -163,7 +163,7 @@ class Trackio:
             self._run.log(scalars(record), step=record["step"])
 
     def close(self) -> None:
-        # Not the run's own finish: trackio would finish it again, aloud, as the process exits.
+        # Not the run's own finish: trackio would finish again, with output, as the process exits.
         with redirect_stdout(sys.stderr):
             self._trackio.finish()
 
@@ -176,7 +176,7 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
 
 
 class _Sent:
-    """What an append-only tracker was given, kept in a file so that a resumed run knows.
+    """What an append-only tracker was sent, kept in a file so that a resumed run knows.
 
     A record is noted before it is sent: a machine that dies between the two leaves a gap of one
     record, never a doubled one.
@@ -200,7 +200,7 @@ class _Sent:
         self._save()
 
     def is_new(self, record: Mapping[str, Any]) -> bool:
-        """Whether the record is to be sent now; notes that it was."""
+        """Whether the record is to be sent now; also notes that it was."""
         if record["kind"] not in KINDS:
             return False
         # At one step the training record is written before the evaluation.

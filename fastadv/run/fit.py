@@ -213,7 +213,7 @@ class Run(Loop[Prepared]):
         if there and not resume:
             raise ValueError(
                 f"{self.folder}: found {there[0]} of another run, expected a new folder, or "
-                "resume=True to resume it"
+                "resume=True to continue it"
             )
         self.restore()
         # Before the file: a tracker that cannot start leaves a folder that a run can start in.

@@ -17,7 +17,7 @@ ENTITY_LANGUAGES = ("de", "es")
 def documents(sample: str, name: str) -> Path:
     """A file of the sample "news" or "software": en.train, en.dev, LANG.test or LANG.unlabeled.
 
-    The documents of every LANG.test are translations of those of en.test, line by line.
+    The documents of every LANG.test are translations of the documents of en.test, line by line.
     """
     return ROOT / sample / name
 

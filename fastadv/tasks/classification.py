@@ -32,7 +32,7 @@ class DocumentPrediction:
 
 
 class Classification:
-    """One label a document; see `fastadv.tasks.task.Task`.
+    """One label per document; see `fastadv.tasks.task.Task`.
 
     Examples are `Document`s, cut at `max_length`. The head reads the mean over a text's pieces, for
     which transformers has no class.

@@ -1,4 +1,4 @@
-"""Labelled data, tokenised once and scored as often as wanted."""
+"""Labelled data that is tokenised once and scored any number of times."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class Module(Protocol):
-    """What has a mode, as of `torch.nn.Module`."""
+    """Anything with a mode, such as a `torch.nn.Module`."""
 
     training: bool
 
@@ -42,7 +42,7 @@ def document_probabilities(
 def word_probabilities(
     model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
 ) -> list[Floats]:
-    """p(Y_t | x) of every word of every sentence: one (words, K) float32 array a sentence.
+    """p(Y_t | x) of every word of every sentence: one (words, K) float32 array per sentence.
 
     Each word is scored in exactly one window. A word that has no word piece at all, such as a
     lone control character, is not seen by the model: its row is NaN.
@@ -92,8 +92,8 @@ def _batches(
 
 @contextmanager
 def evaluating(model: Module, encoder: Encoder) -> Iterator[None]:
-    """Dropout off and no gradients inside, weights as after all steps; the mode of the model, of
-    which the encoder is all or a part, as it was afterwards.
+    """Inside, there is no dropout and no gradient, and weights are as after all steps. Afterwards
+    the model, of which the encoder is all or a part, has its former mode.
     """
     training = model.training
     model.eval()

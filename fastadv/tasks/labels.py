@@ -21,7 +21,7 @@ def different_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def shown_data(data: Data) -> str:
-    """How a message names labelled data: by its file, if it has one."""
+    """How a message names labelled data: by its file, if there is one."""
     if isinstance(data, DataFile):
         return os.fspath(data.path)
     return os.fspath(data) if isinstance(data, str | os.PathLike) else "the labelled examples"

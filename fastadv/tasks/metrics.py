@@ -19,7 +19,7 @@ def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
     """The share of the N examples whose predicted class is the gold one; 0.0 where N = 0.
 
     Raises:
-        ValueError: the two are not of one length.
+        ValueError: The two are not of one length.
     """
     _check_lengths(len(gold), len(predicted), "predictions for", "examples")
     right = sum(bool(g == p) for g, p in zip(gold, predicted, strict=True))
@@ -32,7 +32,7 @@ def confusion_matrix(
     """(K, K) int64: how many examples of class row were predicted as class column.
 
     Raises:
-        ValueError: the two are not of one length, or hold a class that is not in `labels`.
+        ValueError: The two are not of one length, or hold a class that is not in `labels`.
     """
     _check_lengths(len(gold), len(predicted), "predictions for", "examples")
     place = {label: number for number, label in enumerate(labels)}
@@ -52,14 +52,14 @@ def macro_f1(
     """The mean over `labels` of each class's F1; one that never occurs and never is predicted is 0.
 
     Raises:
-        ValueError: as `confusion_matrix`.
+        ValueError: As `confusion_matrix`.
     """
     return document_report(gold, predicted, labels).macro_f1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Precision, recall and F1, each 0 to 1, and how many of the kind the gold data hold."""
+    """Precision, recall and F1, each 0 to 1, and how many there are in the gold data."""
 
     precision: float
     recall: float
@@ -72,11 +72,11 @@ class DocumentReport:
     """Everything that is counted about classified documents.
 
     Attributes:
-        accuracy: the share of documents whose class is right.
-        macro_f1: the mean of the classes' F1.
+        accuracy: The share of documents whose class is right.
+        macro_f1: The mean of the classes' F1.
         confusion: (K, K) int64, gold classes in rows, predicted ones in columns.
-        labels: the K classes, in the order of the rows and columns.
-        per_class: by class, in the same order.
+        labels: The K classes, in the order of the rows and columns.
+        per_class: By class, in the same order.
     """
 
     accuracy: float
@@ -104,7 +104,7 @@ def document_report(
     """Accuracy, macro-F1, confusion matrix and the scores of each class.
 
     Raises:
-        ValueError: as `confusion_matrix`.
+        ValueError: As `confusion_matrix`.
     """
     matrix = confusion_matrix(gold, predicted, labels)
     counts = zip(matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1), strict=True)
@@ -123,10 +123,10 @@ def document_report(
 
 @dataclass(frozen=True)
 class EntityScores(Scores):
-    """Scores over the entities of all types (micro-average), and those of each type.
+    """Scores over the entities of all types (micro-average), and the scores of each type.
 
     Attributes:
-        per_type: by the name of the type, sorted; every type found in gold or predicted tags.
+        per_type: By the name of the type, sorted; every type found in gold or predicted tags.
     """
 
     per_type: dict[str, Scores]
@@ -151,7 +151,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     read in the same way, so that IOB1 data score as they do under conlleval.
 
     Raises:
-        ValueError: a tag is not O, B-TYPE or I-TYPE.
+        ValueError: A tag is not O, B-TYPE or I-TYPE.
     """
     found = set()
     kind, start = "", 0
@@ -173,11 +173,11 @@ def entity_scores(
     """Precision, recall and F1 of entities: right only with both borders and the type right.
 
     Args:
-        gold: the tags of each sentence, IOB2.
-        predicted: as many tags of as many sentences, legal or not (see `entities`).
+        gold: The tags of each sentence, IOB2.
+        predicted: As many tags of as many sentences, legal or not (see `entities`).
 
     Raises:
-        ValueError: there are not as many sentences, a sentence has not as many tags, or a tag is
+        ValueError: There are not as many sentences, a sentence has not as many tags, or a tag is
             not O, B-TYPE or I-TYPE.
     """
     _check_lengths(len(gold), len(predicted), "predictions for", "sentences")
@@ -197,15 +197,15 @@ def median_cosine(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) ->
     """The median over N pairs of the cosine between row i of `a` and row i of `b`.
 
     The measure of section 3.4 and Table 3 (Keung, Lu and Bhardwaj, EMNLP 2019), with `a` the
-    embeddings of English documents and `b` those of their translations. In float64; the mean of
-    the middle two where N is even; 0.0 for a pair in which one is zero.
+    embeddings of English documents and `b` the embeddings of their translations. Computed in
+    float64; the mean of the middle two where N is even; 0.0 for a pair in which one is zero.
 
     Args:
         a: (N, H) of any floating dtype, on any device.
         b: (N, H).
 
     Raises:
-        ValueError: the two are not of one shape (N, H), or N is 0.
+        ValueError: The two are not of one shape (N, H), or N is 0.
     """
     left, right = _aligned(a, b)
     return float(np.median((left * right).sum(axis=1)))
@@ -214,21 +214,21 @@ def median_cosine(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) ->
 def retrieval_accuracy(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) -> float:
     """The share of the N rows of `a` whose nearest row of `b`, by cosine, is its translation.
 
-    One direction: `retrieval_accuracy(b, a)` is the other, and differs. In float64; a tie with
-    another row counts against, so equal rows of `b` are no chance hits. Memory beyond the two
-    matrices is bounded (128 MiB).
+    This is one direction: `retrieval_accuracy(b, a)` is the other, and differs. Computed in
+    float64; a tie with another row is a miss, so equal rows of `b` are not hit by chance. Memory
+    beyond the two matrices is bounded (128 MiB).
 
     Args:
         a: (N, H) of any floating dtype, on any device.
         b: (N, H); row i is the translation of row i of `a`.
 
     Raises:
-        ValueError: as `median_cosine`.
+        ValueError: As `median_cosine`.
     """
     left, right = _aligned(a, b)
     count, size = left.shape
     # Equal rows may differ in the last bits: BLAS sums columns at the edge of a block in another
-    # order. Products of unit vectors of length H err by at most H roundings.
+    # order. Dot products of unit vectors of length H err by at most H roundings.
     margin = size * np.finfo(np.float64).eps
     hits = 0
     chunk = max(1, _CHUNK // count)

@@ -29,8 +29,8 @@ class Entity:
 
     Attributes:
         type: Such as "PER".
-        start: The place of its first word in the sentence, from 0.
-        end: One past the place of its last word.
+        start: The index of its first word in the sentence, from 0.
+        end: One past the index of its last word.
         text: Its words with a blank between them.
         probability: The mean of its words' tag probabilities.
     """
@@ -95,7 +95,7 @@ class SentencePrediction:
 
 
 class NamedEntities:
-    """A tag a word, which spell entities; see `fastadv.tasks.task.Task`.
+    """One tag per word, which together spell entities; see `fastadv.tasks.task.Task`.
 
     Examples are `Sentence`s, the long ones in overlapping windows of `max_length` pieces.
     """
@@ -158,8 +158,8 @@ class NamedEntities:
     ) -> tuple[TokenizedDataset, list[Any]]:
         """Sentences and their tags.
 
-        An entity type that was not trained on may well stand in a test set: it is missed. So the
-        data set is without labels.
+        A test set may hold an entity type that was not trained on, which then counts as missed. So
+        the data set itself has no labels.
 
         Raises:
             ValueError: A sentence has no tags.

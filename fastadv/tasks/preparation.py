@@ -1,4 +1,4 @@
-"""From what a caller holds to tokens, as one task, tokenizer and configuration want them."""
+"""From the caller's data to tokens, as one task, tokenizer and configuration need them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastadv.tasks.task import Task
 
 
 class Preparation:
-    """Reads and tokenises; each text once.
+    """Reads and tokenises each text once.
 
     Args:
         task: What is predicted.
@@ -44,7 +44,7 @@ class Preparation:
         return self.task.tokenize(self.tokenizer, examples, self.label_ids, self.config)
 
     def unlabeled(self, data: Data) -> TokenizedDataset:
-        """Text for the D and G phases: every window of a long sentence an example of its own.
+        """Text for the D and G phases; every window of a long sentence is an example by itself.
 
         Raises:
             ValueError: Malformed data.

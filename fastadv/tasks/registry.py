@@ -1,4 +1,4 @@
-"""The tasks that there are, by name."""
+"""The tasks by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def task_of(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such task.
     """
     if name not in TASKS:
         raise ValueError(f"task is {name!r}, expected one of {', '.join(TASKS)}")

@@ -1,7 +1,7 @@
 """What a task is: everything of a run that depends on what is predicted.
 
-A new task is a file beside `classification` and `ner`, a place in `registry`, and its name and row
-in `fastadv.config.TASK_SETTINGS`.
+A new task is a file next to `classification` and `ner`, an entry in `registry`, and its name and
+row in `fastadv.config.TASK_SETTINGS`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Task(Protocol):
 
     @property
     def by_token(self) -> bool:
-        """The shape of its head: one prediction a word piece, else one a text."""
+        """The shape of its head: one prediction per word piece, else one per text."""
 
     @property
     def auto_model(self) -> Any:
@@ -118,7 +118,7 @@ class Task(Protocol):
     ) -> tuple[TokenizedDataset, list[Any]]:
         """Labelled examples to score: as word pieces, and the gold of each as `report` takes it.
 
-        Arguments as of `tokenize`.
+        Arguments are the same as for `tokenize`.
 
         Raises:
             ValueError: An example cannot be scored.
@@ -127,7 +127,7 @@ class Task(Protocol):
     def probabilities(
         self, model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
     ) -> NDArray[np.float32]:
-        """(N, K) float32: every prediction on the examples, one a row, in their order."""
+        """(N, K) float32: every prediction on the examples, one per row, in their order."""
 
     def report(
         self,
@@ -137,7 +137,7 @@ class Task(Protocol):
         labels: Sequence[str],
         batch_size: int,
     ) -> Report:
-        """Predictions against `gold`, both of `evaluation`."""
+        """Scores the predictions against `gold`, both as `evaluation` gives them."""
 
     def predictions(
         self,
@@ -147,4 +147,4 @@ class Task(Protocol):
         labels: Sequence[str],
         batch_size: int,
     ) -> Sequence[Prediction]:
-        """One an example, in their order; `dataset` holds the examples' tokens."""
+        """One prediction per example, in their order; `dataset` holds the examples' tokens."""

@@ -1,1 +1,1 @@
-"""How a weight lies in memory: one buffer, its low bits, the copies that matrix products read."""
+"""How a weight lies in memory: one buffer, its compensation, and copies for matrix products."""

@@ -1,4 +1,4 @@
-"""The low bits of weights: float32 has too few for the paper's rates (docs/adr/0008)."""
+"""Compensations of weights: float32 has too few bits for the paper's rates (docs/adr/0008)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastadv.weights.flat import FlatParameters
 
 
 class Compensations:
-    """The low bits of float32 weights, shared by all optimisers that move them."""
+    """The compensations of float32 weights, shared by all optimisers that move them."""
 
     def __init__(self) -> None:
         self._of: Any = WeakTensorKeyDictionary()
 
     def of(self, parameter: Parameter) -> Tensor | None:
-        """bfloat16 of the parameter's shape, zeros at first; None for float64, which has room."""
+        """bfloat16 in the parameter's shape, zeros at first; None for float64, which needs none."""
         if parameter.dtype != torch.float32:
             return None
         if parameter not in self._of:
@@ -28,7 +28,7 @@ class Compensations:
         return found
 
     def put(self, flat: FlatParameters) -> None:
-        """Makes the compensations of flat parameters parts of theirs."""
+        """Makes the compensations of flat parameters views of the flat compensation."""
         if flat.compensation is not None:
             for parameter, compensation in zip(
                 flat.parameters, flat.views(flat.compensation), strict=True

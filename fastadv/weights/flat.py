@@ -13,12 +13,12 @@ class FlatParameters:
     """Moves parameters of one type and device into one buffer, of which they become views.
 
     Args:
-        named_parameters: (name, parameter) pairs, in the order in which they shall lie.
+        named_parameters: (name, parameter) pairs, in the order that they get in the buffer.
         low_dtype: A 16-bit type that copies of all of them are kept in; None for none.
 
     Attributes:
         weight: (N,), the parameters.
-        compensation: (N,) bfloat16, their low bits, zeros at first; None for float64.
+        compensation: (N,) bfloat16, the compensations, zeros at first; None for float64.
         low: (N,) in `low_dtype`, or None.
     """
 
@@ -39,7 +39,7 @@ class FlatParameters:
         self.low = None if low_dtype is None else self.weight.to(low_dtype)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
-        """The part of each parameter in a buffer (N,), in its shape."""
+        """The part of each parameter in a buffer (N,), in the parameter's shape."""
         starts = [0, *self._ends[:-1]]
         return [
             buffer[start:end].view(p.shape)
@@ -51,7 +51,7 @@ class FlatParameters:
         return dict(zip(self.names, self.views(buffer), strict=True))
 
     def rows(self, buffer: Tensor, name: str, rows: int) -> Tensor:
-        """(rows, H) of a buffer (N,): the vector `name` (H,) and those that follow it."""
+        """(rows, H) of a buffer (N,): the vector `name` (H,) and the vectors that follow it."""
         i = self.names.index(name)
         end, size = self._ends[i], self.parameters[i].numel()
         return buffer[end - size : end + (rows - 1) * size].view(rows, size)

@@ -1,4 +1,4 @@
-"""Products with weights, and the copies of weights that they read."""
+"""Matrix products with weights, and the copies of weights that they read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fastadv import backends
 from fastadv.weights.flat import FlatParameters
 
-# Weights that some layout was made of.
+# Weights that a layout was made of.
 _known: Any = WeakTensorKeyDictionary()
 
 
 def _count_updates(optimizer: Optimizer, *_: Any) -> None:
-    """After a step of any optimiser. PyTorch's fused ones do not count the versions of what they
-    write up, as its others and every in-place operation do.
+    """Runs after a step of any optimiser: PyTorch's fused ones do not increment the versions of
+    what they write, as its others and every in-place operation do.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -31,15 +31,15 @@ register_optimizer_step_post_hook(_count_updates)
 
 
 def _state(weight: Parameter) -> tuple[int, int]:
-    """Changes with the weight: in place its version counts up; another tensor has other memory."""
+    """Changes with the weight: updates in place raise its version; a new one has new memory."""
     return weight._version, weight.data_ptr()
 
 
 class WeightLayouts:
-    """Weight matrices in the products' type, laid out for either direction.
+    """Weight matrices in the type of the matrix products, laid out for either direction.
 
     Args:
-        dtype: The products' type.
+        dtype: The type of the matrix products.
         backend: Backend of `linear`; None for the default.
     """
 
@@ -48,7 +48,7 @@ class WeightLayouts:
         self._made: Any = WeakTensorKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy, or a pickled one, makes layouts of its own weights.
+        # A copy, pickled or not, makes layouts of its own weights.
         return WeightLayouts, (self.dtype, self.backend)
 
     def product(self, x: Tensor, weight: Parameter, bias: Tensor | None, y: Tensor) -> None:
@@ -62,8 +62,8 @@ class WeightLayouts:
             torch.addmm(bias.to(x.dtype), x, layout.t(), out=y)
 
     def fuses_gelu(self, x: Tensor, weight: Parameter) -> bool:
-        """Whether `product_gelu` and its backward can run: bfloat16 on a CPU that has products of
-        it.
+        """Whether `product_gelu` and its backward can run: in bfloat16, on a CPU that can multiply
+        bfloat16 matrices.
         """
         return self._native(x) and self._layouts(weight)[1].dim() == 1
 
@@ -83,8 +83,8 @@ class WeightLayouts:
         activated: Tensor,
         grad_bias: Tensor,
     ) -> None:
-        """From grad (T, K) of a product with gelu(x + bias) to grad_x (T, N) of x and grad_bias;
-        activated becomes gelu(x + bias).
+        """From grad (T, K) of a matrix product with gelu(x + bias) to grad_x (T, N) of x and
+        grad_bias; activated becomes gelu(x + bias).
         """
         torch.ops.fastadv.linear_gelu_backward(
             grad, self._layouts(weight)[2], x, bias, grad_x, activated, grad_bias
@@ -105,7 +105,7 @@ class WeightLayouts:
         of the weights.
 
         Returns:
-            The sum of grad_weight's squares, () float64, where it comes for nothing.
+            The sum of grad_weight's squares, () float64, where it costs nothing.
         """
         if self._native(x):
             squares = torch.empty((), dtype=torch.float64)
@@ -122,15 +122,15 @@ class WeightLayouts:
         return None
 
     def packed(self, weight: Parameter) -> tuple[Tensor, Tensor] | None:
-        """Both layouts of what the weight is now, where they are ours (bfloat16, native)."""
+        """Both layouts of the current weight, where they are ours (bfloat16, native)."""
         made = self._made.get(weight)
         if made is None or made[0] != _state(weight) or made[1].dim() != 1:
             return None
         return made[1], made[2]
 
     def keep_in(self, flat: FlatParameters) -> None:
-        """Makes the 16-bit copies of weight matrices parts of `flat.low`, which whoever changes
-        `flat.weight` keeps in step with it.
+        """Makes the 16-bit copies of weight matrices parts of `flat.low`; whoever changes
+        `flat.weight` must keep them in step with it.
         """
         assert flat.low is not None
         for weight, low in zip(flat.parameters, flat.views(flat.low), strict=True):
@@ -139,7 +139,7 @@ class WeightLayouts:
                 _known[weight] = True
 
     def rewritten_in(self, flat: FlatParameters) -> None:
-        """Says that whoever changed `flat.weight` changed `flat.low` too."""
+        """Notes that whoever changed `flat.weight` also changed `flat.low`."""
         assert flat.low is not None
         for weight, low in zip(flat.parameters, flat.views(flat.low), strict=True):
             made = self._made.get(weight)
@@ -147,14 +147,14 @@ class WeightLayouts:
                 self.rewritten(weight)
 
     def refresh(self) -> None:
-        """Brings copies up to date, where they are, with weights that changed: before a CUDA graph
-        that reads them is replayed.
+        """Updates, in their own memory, the copies of weights that changed: called before a CUDA
+        graph that reads them is replayed.
         """
         for weight in list(self._made):
             self._layouts(weight)
 
     def rewritten(self, weight: Parameter) -> None:
-        """Says that whoever changed the weight changed its layouts too."""
+        """Notes that whoever changed the weight also changed its layouts."""
         self._made[weight] = (_state(weight), *self._made[weight][1:])
 
     def _native(self, x: Tensor) -> bool:
@@ -164,7 +164,7 @@ class WeightLayouts:
         state = _state(weight)
         made = self._made.get(weight)
         if made is None or made[0] != state:
-            # An inference tensor could not be written again by the pass of a training step.
+            # The pass of a training step could not overwrite an inference tensor.
             with torch.inference_mode(False):
                 made = (state, *self._packed_again(weight.detach(), made))
             self._made[weight] = made
@@ -176,7 +176,7 @@ class WeightLayouts:
     ) -> tuple[Tensor, Tensor]:
         plain = made is not None and made[1].shape == weight.shape and self.dtype != weight.dtype
         if made is not None and plain and made[1].device == weight.device:
-            # Where it was: a CUDA graph reads it there.
+            # In the old memory, because a CUDA graph reads it there.
             forward, backward = made[1:]
             forward.copy_(weight)
             if backward is not forward:

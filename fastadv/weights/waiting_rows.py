@@ -12,16 +12,14 @@ class WaitingRows(Protocol):
     """What an encoder asks of its word table's optimisers."""
 
     def catch_up(self, rows: TableRows) -> None:
-        """Does the updates that these rows missed. It is called before rows are read, and does
+        """Takes the updates that these rows missed. It is called before rows are read, and does
         nothing to rows that are up to date.
         """
 
     def reading(self) -> AbstractContextManager[None]:
-        """Inside, the table is as it is after all steps: a copy, so that nothing which training
-        resumes from is different for having been looked at.
+        """Inside, the table is as it is after all steps. It is a copy, so that reading changes
+        nothing that training resumes from.
         """
 
     def flush(self) -> None:
-        """Brings every row up to date in place: before the table is read as a whole and then
-        changed by others.
-        """
+        """Brings every row up to date in place, before others read and change the whole table."""

@@ -97,7 +97,7 @@ def test_a_signal_keeps_a_checkpoint() -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "go on with: fastadv pretrain" in said and "--resume" in said.splitlines()[-1]
+    assert "resume with: fastadv pretrain" in said and "--resume" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

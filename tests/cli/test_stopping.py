@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a checkpoint, one line with the command that goes on, and its status."""
+"""Ctrl-C and SIGTERM: a checkpoint, one line with the command that resumes, and its status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
-def test_a_stopped_run_says_how_to_go_on(
+def test_a_stopped_run_says_how_to_resume(
     number: signal.Signals, status: int, model: Path, corpus: Path
 ) -> None:
     arguments = train(model, *LONG, output="a run")
@@ -53,7 +53,7 @@ def test_a_stopped_run_says_how_to_go_on(
     last = said.splitlines()[-1]
     assert last.startswith("fastadv train: stopped after step ")
     assert "Traceback" not in said
-    _, _, again = last.partition("go on with: ")
+    _, _, again = last.partition("resume with: ")
     resumed = shlex.split(again)
     assert resumed == ["fastadv", *arguments, "--resume"]
     assert (corpus / "a run" / "run.yaml").exists()

@@ -84,7 +84,7 @@ def test_more_trials_go_on_from_fewer(model: Path, corpus: Path) -> None:
     assert trials()[:2] == first and len(trials()) == 4
 
 
-def test_a_signal_says_how_to_go_on(model: Path, corpus: Path) -> None:
+def test_a_signal_says_how_to_resume(model: Path, corpus: Path) -> None:
     arguments = tune(model, "--trials", "500")
     process = subprocess.Popen(
         command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True
@@ -95,7 +95,7 @@ def test_a_signal_says_how_to_go_on(model: Path, corpus: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "go on with: fastadv tune" in said.splitlines()[-1] and "--resume" in said
+    assert "resume with: fastadv tune" in said.splitlines()[-1] and "--resume" in said
 
 
 def test_the_baseline_searches_the_tasks_rate_alone(model: Path, corpus: Path) -> None:

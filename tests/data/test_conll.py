@@ -170,7 +170,7 @@ def test_a_file_without_blank_lines_is_not_one_sentence(tmp_path: Path) -> None:
 
 
 def test_latin_1_is_refused_by_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="testa:2: found byte 0xf1 at place 5, expected UTF-8"):
+    with pytest.raises(ValueError, match="testa:2: found byte 0xf1 at position 5, expected UTF-8"):
         read_conll(write(tmp_path, b"a O\nEspa\xf1a B-LOC\n"))
 
 

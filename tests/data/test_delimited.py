@@ -105,8 +105,8 @@ REMEDY = '(columns={"text": NAME} says which it is, on the command line --column
         ("text,label\n", ": found no row below the names, expected a text a row"),
         ("", ": found no line, expected one that names the columns"),
         ("\n\n", ": found no line, expected one that names the columns"),
-        (b"text,label\na\0,B\n", ":2: found a NUL byte at place 2, expected text"),
-        (b"text,label\na,B\n\xff,B\n", ":3: found byte 0xff at place 1, expected UTF-8 text"),
+        (b"text,label\na\0,B\n", ":2: found a NUL byte at position 2, expected text"),
+        (b"text,label\na,B\n\xff,B\n", ":3: found byte 0xff at position 1, expected UTF-8 text"),
     ],
 )
 def test_refuses(tmp_path: Path, content: str | bytes, message: str) -> None:

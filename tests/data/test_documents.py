@@ -63,7 +63,7 @@ def test_prose_is_not_a_bytes_literal(text: str) -> None:
         (b"A\tx\nno tab here\n", r"1000:2: found 'no tab here', expected LABEL<TAB>text"),
         (b"\tx\n", r"1000:1: found '\\tx', expected LABEL<TAB>text"),
         (b"two words\tx\n", "1000:1: .*expected LABEL<TAB>text"),
-        (b"A\tx\n\nB\tM\xfcnchen\n", "1000:3: found byte 0xfc at place 4, expected UTF-8 text"),
+        (b"A\tx\n\nB\tM\xfcnchen\n", "1000:3: found byte 0xfc at position 4, expected UTF-8 text"),
         (b"A\tx\nB\tb'M\\xfcnchen'\n", "1000:2: found a bytes literal that is not UTF-8"),
         (b"A\tx\nB\tb'M\\xc3\\xbcnch\n", "1000:2: found a bytes literal that is damaged"),
         (b"A\tb'M\\xc3\\xb nchen'\n", "1000:1: found a bytes literal that is damaged"),

@@ -17,7 +17,7 @@ def test_latin_1_by_option(tmp_path: Path) -> None:
     path = corpora.write(tmp_path / "german.train", "CCAT\tMünchen\n", "latin-1")
     with pytest.raises(ValueError) as raised:
         as_documents(path)
-    assert str(raised.value) == f"{path}:1: found byte 0xfc at place 7, expected {HINT}"
+    assert str(raised.value) == f"{path}:1: found byte 0xfc at position 7, expected {HINT}"
     file = DataFile(path, encoding="latin-1")
     assert [d.text for d in as_documents(file)] == ["München"]
     assert [d.text for d in as_texts(file, "classification")] == ["München"]
@@ -44,7 +44,7 @@ def test_latin_1_may_hold_a_line_that_is_utf_8_by_chance(tmp_path: Path) -> None
 
 def test_utf_8_asked_for_is_utf_8(tmp_path: Path) -> None:
     path = corpora.write(tmp_path / "esp.train", SPANISH, "latin-1")
-    with pytest.raises(ValueError, match=r"esp.train:1: found byte 0xf1 at place 5, expected UTF"):
+    with pytest.raises(ValueError, match=r"esp.train:1: found byte 0xf1 at position 5, expected"):
         as_sentences(DataFile(path, encoding="utf-8"))
 
 
@@ -92,7 +92,7 @@ def test_anything_else_that_is_not_utf_8_is_refused(
     path = corpora.write(tmp_path / name, content)
     with caplog.at_level(logging.INFO):
         for read in (as_sentences, lambda data: as_texts(data, "classification")):
-            with pytest.raises(ValueError, match=r"found byte 0x.. at place \d+, expected UTF-8"):
+            with pytest.raises(ValueError, match=r"found byte 0x.. at position \d+, expected UTF"):
                 read(path)
     assert not caplog.messages
 
@@ -101,8 +101,8 @@ def test_anything_else_that_is_not_utf_8_is_refused(
     ("encoding", "found"),
     [
         ("utf-16", "a UTF-16 byte order mark, expected UTF-8 text"),
-        ("utf-16-le", "a NUL byte at place 2, expected text"),
-        ("utf-16-be", "a NUL byte at place 1, expected text"),
+        ("utf-16-le", "a NUL byte at position 2, expected text"),
+        ("utf-16-be", "a NUL byte at position 1, expected text"),
     ],
 )
 def test_other_unicode_is_refused(tmp_path: Path, encoding: str, found: str) -> None:

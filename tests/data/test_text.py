@@ -20,7 +20,7 @@ def test_a_mark_inside_the_file_is_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\xff\n", "de.txt:2: found byte 0xff at place 2, expected UTF-8 text"),
+        (b"a\nb\xff\n", "de.txt:2: found byte 0xff at position 2, expected UTF-8 text"),
         (b"\n\n", "de.txt: found no text, expected one a line"),
     ],
 )

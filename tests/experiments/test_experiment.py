@@ -182,7 +182,7 @@ def test_a_signal_stops_it_with_checkpoints_and_the_way_on(
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     last = said.splitlines()[-1]
-    assert "go on with: fastadv experiment" in last and "--jobs" in last
+    assert "resume with: fastadv experiment" in last and "--jobs" in last
     trained = {
         file.parent
         for file in folder.rglob("metrics.jsonl")

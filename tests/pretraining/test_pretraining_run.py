@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     path.write_bytes(path.read_bytes()[:1000])
     assert previous_of(path).exists()
     assert PretrainingRun(damaged, True, "cpu").go()
-    assert "going on from the one before it" in capsys.readouterr().err
+    assert "resuming from the one before it" in capsys.readouterr().err
     same(whole, damaged)
 
 
@@ -220,7 +220,7 @@ def test_the_core_command_says_how_it_ended(tmp_path: Path) -> None:
         return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
 
     first = call("--seconds", "0", "--quiet")
-    assert first.returncode == 3 and "step 1 of 6, the same command goes on" in first.stdout
+    assert first.returncode == 3 and "step 1 of 6, the same command resumes it" in first.stdout
     second = call("--quiet")
     assert second.returncode == 0 and "step 6 of 6" in second.stdout
     (folder / "corpus.npz").write_bytes(b"no corpus")

@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     capsys.readouterr()
     fit(finetuner(), run, resume=True)
     said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1 and "going on from the one before it" in said
+    assert len(said.splitlines()) == 1 and "resuming from the one before it" in said
     assert_same(tmp_path / "whole", run)
 
 
