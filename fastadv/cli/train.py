@@ -136,7 +136,7 @@ def how_to_resume(stop: BaseException, options: Namespace, given: Sequence[str])
     if not has_begun(output):
         return f"{said}; nothing was done yet, the same command begins anew"
     resumed = [*given] if "--resume" in given else [*given, "--resume"]
-    how = "go on" if has_checkpoint(output) else "there is no checkpoint yet, begin anew"
+    how = "resume" if has_checkpoint(output) else "there is no checkpoint yet, begin anew"
     return f"{said}; {how} with: {shlex.join(['fastadv', *resumed])}"
 
 

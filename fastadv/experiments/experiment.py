@@ -228,7 +228,7 @@ def _refuse_other(written: Path, plan: ExperimentPlan) -> None:
     if changed:
         raise ValueError(
             f"{written}: the experiment there differs in {', '.join(changed)}, expected the same "
-            "to go on, or a new folder"
+            "to resume it, or a new folder"
         )
 
 

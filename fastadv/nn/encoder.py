@@ -70,6 +70,10 @@ class Encoder(Protocol):
         """H."""
 
     @property
+    def seeded_dropout(self) -> bool:
+        """Whether dropout is drawn from a batch's seed; else PyTorch's generator draws it."""
+
+    @property
     def word_table(self) -> nn.Embedding | None:
         """The word table, if its gradient may hold only the rows that were read; else None."""
 

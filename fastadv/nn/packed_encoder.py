@@ -49,6 +49,7 @@ class PackedBert(nn.Module):
     """
 
     operations: ClassVar[tuple[str, ...]] = (*KERNELS, "linear")
+    seeded_dropout: ClassVar[bool] = True
 
     def __init__(
         self,

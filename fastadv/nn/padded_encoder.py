@@ -30,6 +30,7 @@ class PaddedEncoder(nn.Module):
     """
 
     operations: ClassVar[tuple[str, ...]] = ()
+    seeded_dropout: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None) -> None:
         super().__init__()

@@ -80,8 +80,8 @@ class Run(Loop[Prepared]):
         self.history = History()
         self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
         self.best_folder = None
-        if output_dir is not None and exports:
-            self.best_folder = BestFolder(output_dir, trained.save_pretrained)
+        if self.folder is not None and exports:
+            self.best_folder = BestFolder(self.folder, trained.save_pretrained)
         # Where the streams stand after the last step done; they may be ahead of it.
         self.positions = draws.positions
         self.bar: Bar | None = None

@@ -132,7 +132,7 @@ def why_not_capturable(model: Trainable, config: TrainerSettings) -> str | None:
     device = next(model.parameters()).device
     if not is_gpu(device):
         return "there is no GPU"
-    if encoder.architecture is None:
+    if encoder.architecture is None or encoder.layouts is None:
         return "the encoder runs padded"
     for operation in (*encoder.operations, "adam", "embedding_adam"):
         if operation not in backends.PRODUCTS:

@@ -67,7 +67,7 @@ class Trainer:
         built = build_optimizers(model, config, capturable)
         self.optimizers, self.compensations, self.deferred = built
         # A padded encoder's dropout, and that before the task's head.
-        self._draws_from_pytorch = model.encoder.architecture is None or config.head_dropout > 0
+        self._draws_from_pytorch = not model.encoder.seeded_dropout or config.head_dropout > 0
 
     def step(
         self,

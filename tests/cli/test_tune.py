@@ -146,10 +146,10 @@ def test_test_files_are_not_taken(
     assert "--test" in capsys.readouterr().err
 
 
-def test_another_search_is_not_gone_on_with(
+def test_another_search_is_not_resumed(
     model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(tune(model, "--trials", "1", "--quiet")) == 0
-    refused(capsys, tune(model), "--resume to go on", keeps=corpus)
+    refused(capsys, tune(model), "--resume to continue it", keeps=corpus)
     other = [*tune(model, "--span", "3"), "--resume"]
     refused(capsys, other, "span was 10.0 in that search and is 3.0 now", keeps=corpus)
