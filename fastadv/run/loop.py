@@ -32,7 +32,8 @@ Prepared = TypeVar("Prepared")
 class Loop(ABC, Generic[Prepared]):
     """A run: what is the same in finetuning and in pretraining.
 
-    Whatever a run writes, it writes through `record`, `checkpoint` and `export`.
+    Whatever a run writes, it writes through `record`, `checkpoint` and `export`; best/ alone is
+    `BestFolder`'s.
 
     Args:
         trained: What is trained.
