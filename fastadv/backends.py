@@ -107,7 +107,7 @@ def _load_extension() -> tuple[ModuleType | None, str | None]:
 def _check_cpu_level() -> None:
     """Refuses a wrong value: the extension reads the variable when loaded and cannot complain."""
     level = os.environ.get("FASTADV_CPU_LEVEL")
-    if level is not None and level not in CPU_LEVELS:
+    if level and level not in CPU_LEVELS:
         raise ValueError(f"FASTADV_CPU_LEVEL is {level!r}, expected one of {', '.join(CPU_LEVELS)}")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +67,21 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def as_on_intel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Has MKL take the code that it keeps for Intel's processors, which splits sums otherwise."""
+    library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.so"), None)
+    compiler = shutil.which("cc")
+    if (
+        library is None
+        or compiler is None
+        or b"mkl_serv_intel_cpu_true" not in library.read_bytes()
+    ):
+        pytest.skip("there is no MKL in this PyTorch, or no C compiler")
+    folder = tmp_path_factory.mktemp("intel")
+    (folder / "intel.c").write_text("int mkl_serv_intel_cpu_true(void) { return 1; }\n")
+    shared = folder / "intel.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", shared, folder / "intel.c"], check=True)
+    return {"LD_PRELOAD": str(shared)}

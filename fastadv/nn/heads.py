@@ -9,9 +9,10 @@ from fastadv.batches.packing import IGNORE_INDEX, PackedBatch, concat
 from fastadv.nn.adversary import LanguageDiscriminator
 from fastadv.nn.encoder import Encoder
 from fastadv.nn.initial_weights import draw_weights
+from fastadv.ops.linear import linear
 from fastadv.ops.masked_mean_pool import masked_mean_pool
 
-HEAD_OPERATIONS = ("masked_mean_pool", "linear_bce")
+HEAD_OPERATIONS = ("masked_mean_pool", "linear", "linear_bce")
 """The operations that every model needs, whatever its encoder."""
 
 
@@ -66,8 +67,8 @@ class AdversarialModel(nn.Module):
         """W_T h + b_T in float32: (B, K) over sequences, or (T, K) over all word pieces."""
         hidden = self.encoder(batch) if self.by_token else self.pooled(batch)
         hidden = F.dropout(hidden.float(), self.head_dropout, self.training)
-        logits: Tensor = self.task_head(hidden)
-        return logits
+        head = self.task_head
+        return linear(hidden, head.weight, head.bias, backend=self.backend)
 
     def task_loss(self, batch: PackedBatch) -> Tensor:
         """L_T, scalar: cross-entropy, mean over examples; of a head by token the sum over an

@@ -54,6 +54,8 @@ class Loop(ABC, Generic[Prepared]):
         self.meter = LossMeter(trained.device, self.config.nonfinite_gradients == "skip")
         self.metrics = MetricsFile(None)
         self.saved_step: int | None = None
+        # Bytes of metrics.jsonl that the checkpoint vouches for.
+        self._length = 0
 
     @abstractmethod
     def prepare(self, step: int) -> Prepared:
@@ -178,8 +180,7 @@ class Loop(ABC, Generic[Prepared]):
         self.saved_step = self.step
 
     def restore(self) -> None:
-        """Takes over the newest intact checkpoint in the folder, if there is one, and cuts the
-        records at what it vouches for.
+        """Takes over the newest intact checkpoint in the folder, if there is one.
 
         Raises:
             ValueError: There are checkpoints and none is intact, or the run was another: over other
@@ -187,7 +188,6 @@ class Loop(ABC, Generic[Prepared]):
         """
         if self.folder is None:
             return
-        length = 0
         if (found := find_checkpoint(self.folder / CHECKPOINT)) is not None:
             path, why_not_newest = found
             tensors, state = load_checkpoint(path)
@@ -200,10 +200,9 @@ class Loop(ABC, Generic[Prepared]):
                 )
             self.meter.sums.copy_(tensors[LOSS_SUMS])
             self.load_state(tensors, state["run"])
-            self.saved_step, length = self.step, int(state["run"]["metrics_length"])
+            self.saved_step, self._length = self.step, int(state["run"]["metrics_length"])
             if why_not_newest:
                 notice(why_not_newest)
-        self._length = length
 
     def open_metrics(self) -> None:
         """Opens metrics.jsonl, after `restore`; what follows the checkpoint is cut off."""

@@ -4,11 +4,8 @@ that this processor can be held to.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -195,24 +192,6 @@ def name_of(level: dict[str, str]) -> str:
 def test_same_bits_on_any_number_of_threads(level: dict[str, str]) -> None:
     need("linear", "native", "cpu")
     run_with_environment(SCRIPT, level)
-
-
-@pytest.fixture(scope="session")
-def as_on_intel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Has MKL take the code that it keeps for Intel's processors, which splits sums otherwise."""
-    library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.so"), None)
-    compiler = shutil.which("cc")
-    if (
-        library is None
-        or compiler is None
-        or b"mkl_serv_intel_cpu_true" not in library.read_bytes()
-    ):
-        pytest.skip("there is no MKL in this PyTorch, or no C compiler")
-    folder = tmp_path_factory.mktemp("intel")
-    (folder / "intel.c").write_text("int mkl_serv_intel_cpu_true(void) { return 1; }\n")
-    shared = folder / "intel.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", shared, folder / "intel.c"], check=True)
-    return {"LD_PRELOAD": str(shared)}
 
 
 @pytest.mark.parametrize("level", [LEVELS[0], LEVELS[1], LEVELS[4]], ids=name_of)

@@ -212,18 +212,19 @@ assert extension.build_info()["cpu_level"] in sys.argv[1:], extension.build_info
 
 def run_at_cpu_level(script: str, level: str, allowed: list[str]) -> None:
     """Runs Python code in a process of its own whose kernels use one instruction set; the level is
-    read once, when the extension is loaded. Modules of tests/ops and tests/support can be
-    imported.
+    read once, when the extension is loaded. Modules of tests/ops, tests/training
+    and tests/support can be imported.
     """
     run_with_environment(_CHECK_LEVEL + script, {"FASTADV_CPU_LEVEL": level}, *allowed)
 
 
 def run_with_environment(script: str, variables: dict[str, str], *arguments: str) -> None:
     """Runs Python code in a process of its own, for variables that libraries read once. Modules of
-    tests/ops and tests/support can be imported.
+    tests/ops, tests/training and tests/support can be imported.
     """
     tests = Path(__file__).parents[1]
-    places = [str(tests / "support"), str(tests / "ops"), os.environ.get("PYTHONPATH", "")]
+    folders = [str(tests / name) for name in ("support", "ops", "training")]
+    places = [*folders, os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(places)},
