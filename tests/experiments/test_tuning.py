@@ -79,7 +79,7 @@ def test_a_search_goes_on_from_its_folder(tmp_path: Path) -> None:
     again = Search(tmp_path / "out", {"model": "m"}, resume=True)
     assert again.trials == search.trials == searched(3)
     before = (tmp_path / "out" / TRIALS).read_bytes()
-    with pytest.raises(ValueError, match="--resume to go on"):
+    with pytest.raises(ValueError, match="--resume to continue it"):
         Search(tmp_path / "out", {"model": "m"}, resume=False)
     with pytest.raises(ValueError, match="model was 'm' in that search and is 'n' now"):
         Search(tmp_path / "out", {"model": "n"}, resume=True)
