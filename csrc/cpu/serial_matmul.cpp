@@ -1,6 +1,7 @@
 #include "serial_matmul.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
 #include "common.h"
@@ -67,15 +68,16 @@ void serial_linear(const at::Tensor& x, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias, const at::Tensor& y) {
   const auto acc = acc_dtype(x.scalar_type());
   const at::Tensor wide = x.to(acc);
+  const bool in_place = y.scalar_type() == acc;
   for_each_tile(y.size(0), y.size(1),
                 [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
                   const at::Tensor rows_of_x = wide.narrow(0, row, rows);
                   const at::Tensor part = weight.narrow(0, column, columns).to(acc);
                   const at::Tensor to = y.narrow(0, row, rows).narrow(1, column, columns);
-                  at::Tensor sums = to.scalar_type() == acc ? to : at::mm(rows_of_x, part.t());
-                  if (to.is_same(sums)) at::mm_out(sums, rows_of_x, part.t());
+                  at::Tensor sums = in_place ? to : at::empty({rows, columns}, wide.options());
+                  at::mm_out(sums, rows_of_x, part.t());
                   if (bias.has_value()) sums.add_(bias->narrow(0, column, columns));
-                  if (!to.is_same(sums)) to.copy_(sums);
+                  if (!in_place) to.copy_(sums);
                 });
 }
 
