@@ -53,10 +53,10 @@ def run(options: Namespace) -> None:
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
     size = tuner.config.eval_batch_size
-    reports = {
-        name: tuner.evaluation_set(data).report(tuner.model, tuner.labels, size)
-        for name, data in files.items()
-    }
+    reports = {}
+    for name, data in files.items():
+        examples = tuner.evaluation_set(data)
+        reports[name] = examples.report(examples.outputs(tuner.model, size), tuner.labels)
     scores = {name: report.scores() for name, report in reports.items()}
     details = {n: report.details() for n, report in reports.items()} if options.details else {}
     if options.json:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from fastadv.config import FinetuneConfig, TaskName
 from fastadv.model_io.loading import load_encoder, load_tokenizer, one_line, quiet_transformers
 from fastadv.nn.heads import AdversarialModel
+from fastadv.tasks.class_shares import Matched
 from fastadv.tasks.registry import TASKS, task_of
 
 FORMAT = "fastadv-model-1"
@@ -36,6 +38,8 @@ class SavedModel:
     config: FinetuneConfig
     heads: dict[str, torch.Tensor]
     tokenizer: Any
+    class_counts: dict[str, int]
+    matched: dict[str, Matched]
 
 
 def save_model(
@@ -45,12 +49,15 @@ def save_model(
     tokenizer: Any,
     labels: Sequence[str],
     config: FinetuneConfig,
+    class_counts: Mapping[str, int],
+    matched: Mapping[str, Matched],
 ) -> None:
     """Writes config.json, model.safetensors (float32), the tokenizer's files, and our heads.
 
     The encoder loads with `AutoModel`, and where the task named `task` has an `auto_model`, the
     whole model with that: for NER `AutoModelForTokenClassification`. What has no place there (the
-    document head over mean-pooled pieces, the discriminator) goes into `fastadv_heads.safetensors`.
+    document head over mean-pooled pieces, the discriminator) goes into `fastadv_heads.safetensors`,
+    and the constants of matched predictions into `fastadv.json`.
     """
     auto_model = task_of(task).auto_model
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +78,14 @@ def save_model(
         "task": task,
         "labels": list(labels),
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k in fields},
+        "class_counts": dict(class_counts),
+        "matched": {
+            language: {
+                "shares": one.shares,
+                "constants": dict(zip(labels, one.constants.tolist(), strict=True)),
+            }
+            for language, one in matched.items()
+        },
     }
     (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
@@ -100,6 +115,15 @@ def load_model(folder: Path) -> SavedModel:
         FinetuneConfig(**card["config"]),
         heads,
         load_tokenizer(folder),
+        # Models saved before these were kept have none.
+        dict(card.get("class_counts", {})),
+        {
+            language: Matched(
+                dict(one["shares"]),
+                np.array([one["constants"][label] for label in card["labels"]], np.float64),
+            )
+            for language, one in card.get("matched", {}).items()
+        },
     )
 
 
@@ -120,6 +144,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
         FinetuneConfig(**card["config"])
         if card["task"] not in TASKS or not all(isinstance(n, str) for n in card["labels"]):
             raise ValueError("found an unknown task or labels that are not names")
+        for one in card.get("matched", {}).values():
+            if one["constants"].keys() != set(card["labels"]) or not one["shares"]:
+                raise ValueError("found matched predictions of other labels")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected what fastadv saves beside a model: {one_line(error)}"
