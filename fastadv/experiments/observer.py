@@ -77,7 +77,9 @@ class ExperimentObserver:
         }
         if tuner.config.adversarial:
             scores = tuner.model.discriminator.scores
-            accuracy, loss = discriminator_scores(scores(others), scores(english))
+            accuracy, loss = discriminator_scores(
+                scores(others), scores(english), tuner.config.relaxation
+            )
             signals |= {"discriminator_accuracy": accuracy, "discriminator_loss": loss}
         if (pairs := self._targets[name].pairs) is not None:
             signals["alignment"] = median_cosine(*(tuner.embed(texts) for texts in pairs))
