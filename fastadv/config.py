@@ -95,6 +95,10 @@ class FinetuneConfig:
         lr_task: Adam learning rate of the task phase. Default 2e-6, NER 6e-6 (paper, 3.2, 3.3).
         lr_discriminator: The discriminator's. Default 5e-5, NER 5e-4 (paper, 3.2, 3.3).
         lr_generator: The generator's. Default 2e-8, NER 6e-8 (paper, 3.2, 3.3).
+        relaxation: Let other languages be up to 1 + relaxation times as dense as English anywhere
+            before discriminator and generator mind, for target text that has fewer of a class, or
+            none: the asymmetrically relaxed alignment of Wu, Winston, Kaushik and Lipton, ICML
+            2019, in its Jensen-Shannon form. 0 switches it off, as in the paper. Ours.
         beta1: Adam's first-moment decay. Ours, Adam's usual 0.9.
         beta2: Adam's second-moment decay. Ours, Adam's usual 0.999.
         eps: Adam's epsilon. Ours, Adam's usual 1e-8.
@@ -155,6 +159,7 @@ class FinetuneConfig:
     lr_task: float | None = None
     lr_discriminator: float | None = None
     lr_generator: float | None = None
+    relaxation: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -233,7 +238,7 @@ class ResolvedConfig(FinetuneConfig):
 
 _AT_LEAST_ONE = ("steps", "shares_every", "batch_size", "eval_batch_size", "log_every")
 _AT_LEAST_ZERO = ("window_overlap", "eval_every", "checkpoint_every", "seed")
-_NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "weight_decay")
+_NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "relaxation", "weight_decay")
 _FRACTIONS = ("beta1", "beta2", "dropout", "head_dropout")
 
 

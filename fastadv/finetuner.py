@@ -130,6 +130,7 @@ class AdversarialFinetuner:
             head_dropout=config.head_dropout,
             seed=config.seed,
             backend=config.backend,
+            relaxation=config.relaxation,
         ).to(self.device)
         self.trainer = Trainer(self.model, self.config)
 

@@ -145,7 +145,9 @@ class ExperimentObserver:
         }
         if tuner.config.adversarial:
             scores = model.discriminator.scores
-            accuracy, loss = discriminator_scores(scores(others), scores(english))
+            accuracy, loss = discriminator_scores(
+                scores(others), scores(english), tuner.config.relaxation
+            )
             signals |= {"discriminator_accuracy": accuracy, "discriminator_loss": loss}
         if (pairs := self._pairs.get(name)) is not None:
             signals["alignment"] = median_cosine(*(self._embed(model, texts) for texts in pairs))
