@@ -67,6 +67,11 @@ def all_tables(results: Results, corpus: str | None = None) -> dict[str, Table]:
     return tables
 
 
+def has_papers_arms(results: Results) -> bool:
+    """Whether the conditions are the paper's two, which `all_tables` lays out as it does."""
+    return set(results.arms) <= set(CONDITIONS)
+
+
 def score_table(
     results: Results, corpus: str | None = None, criterion: str = DEFAULT_CRITERION
 ) -> Table:
