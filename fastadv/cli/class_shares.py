@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ def counter(
     """
     from fastadv.shares.counting import standard_error
 
+    @functools.cache
     def count(language: str, path: str) -> dict[str, float]:
         examples = known.task.labeled(read(language, path))
         shares = known.counted(examples)

@@ -160,11 +160,11 @@ def _with_shares(
     task = task_of(options.task)
     known = ClassShares(task, labels, task.counts(task.labeled(train)))
     reading = Reading(options, ["train", "dev", *named(options.unlabeled, "--unlabeled")])
-    changes = {}
+    changes, count = {}, counter(known, reading.file)
     for name, value in given.items():
         if getattr(config, name) != getattr(FinetuneConfig(), name):
             raise ValueError(f"found --{name} and --config.{name}, expected one of them")
-        changes[name] = by_language(value, f"--{name}", words[name], counter(known, reading.file))
+        changes[name] = by_language(value, f"--{name}", words[name], count)
     return dataclasses.replace(config, **changes)
 
 

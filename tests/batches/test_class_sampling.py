@@ -31,7 +31,7 @@ def test_every_run_of_draws_has_the_shares_to_within_a_few_texts() -> None:
 
 
 def test_within_a_class_every_example_comes_once_an_epoch() -> None:
-    drawn = [i for i in sampler(shares={"de": [0.0, 1.0, 0.0]}).draw(90)]
+    drawn = sampler(shares={"de": [0.0, 1.0, 0.0]}).draw(90)
     for epoch in (drawn[:30], drawn[30:60], drawn[60:]):
         assert sorted(epoch) == list(range(10, 40))
     assert drawn[:30] != drawn[30:60]

@@ -44,7 +44,7 @@ def test_given_and_counted_shares() -> None:
     assert known.known({"news": 0.5, "games": 0.5}) == {"games": 0.5, "music": 0.0, "news": 0.5}
     with pytest.raises(ValueError, match="found a share of 'sport', expected classes among games"):
         known.known({"sport": 1.0})
-    with pytest.raises(ValueError, match="sum to 0.9, expected 1"):
+    with pytest.raises(ValueError, match=r"sum to 0\.9, expected 1"):
         known.known({"games": 0.9})
     found = known.counted([Document("x", "music")] * 3 + [Document("y", "news")])
     assert found == pytest.approx({"games": 0.6 / 5, "music": 3.3 / 5, "news": 1.1 / 5})
