@@ -17,6 +17,7 @@ LEVEL = 0.95
 PLAIN = "as they are"
 MARKED = {
     "counted": "counted (few-shot)",
+    "fitted": "fitted (few-shot)",
     "oracle": "oracle (not allowed: reads target labels)",
 }
 """What needs labels of the target language."""
@@ -94,6 +95,9 @@ def share_errors(results: Results) -> Table:
         found = [_errors(results, BASELINE, language, way) for language in results.languages]
         if any(found):
             rows.append([marked(way), *_cells(found)])
+    found = [_errors(results, BASELINE, lang, "estimate_to_match") for lang in results.languages]
+    if any(found):
+        rows.append(["estimate to match to, baseline, after the last step", *_cells(found)])
     for place, when in ((1, "early"), (-1, "after the last step")):
         for arm in results.arms:
             found = [

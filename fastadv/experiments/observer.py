@@ -13,6 +13,7 @@ from fastadv.data import Data, Document, Sentence, as_texts
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.nn.heads import AdversarialModel
 from fastadv.run.observer import Tested
+from fastadv.run.target_shares import INSTEAD
 from fastadv.selection import (
     discriminator_scores,
     probe_accuracy,
@@ -56,6 +57,7 @@ class ExperimentObserver:
         targets: Texts by language.
         known: The classes, and shares of the source language.
         shares: By language and by what they are called, shares known from labels.
+        labeled: By language a few labelled examples, to which constants are fitted.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ExperimentObserver:
         targets: Mapping[str, TargetTexts],
         known: ClassShares,
         shares: Mapping[str, Mapping[str, Mapping[str, float]]],
+        labeled: Mapping[str, Sequence[Any]],
     ) -> None:
         read, size = tuner.preparation.unlabeled, tuner.config.eval_batch_size
         self._tuner, self._targets = tuner, targets
@@ -83,6 +86,7 @@ class ExperimentObserver:
         self._heldout = {name: read(t.heldout) for name, t in targets.items()}
         self._source = read(spread(list(tuner.preparation.task.texts(source))))
         self._dev, self._known, self._shares = tuner.evaluation_set(source), known, shares
+        self._labeled = {n: (few, tuner.evaluation_set(few)) for n, few in labeled.items()}
         self._estimable = not known.missing(self._dev.gold)
 
     def observe(
@@ -99,19 +103,27 @@ class ExperimentObserver:
         for name in self._targets:
             text = self._predictions.outputs(model, name)
             signals = self._signals(model, name, english, text)
-            found[name] = signals | self._matched(name, dev, text, tested[name])
+            found[name] = signals | self._matched(model, name, dev, text, tested[name])
         return found
 
     def _matched(
-        self, name: str, dev: Outputs, text: Outputs, tested: tuple[EvaluationSet, Outputs]
+        self,
+        model: AdversarialModel,
+        name: str,
+        dev: Outputs,
+        text: Outputs,
+        tested: tuple[EvaluationSet, Outputs],
     ) -> dict[str, Any]:
         known, labels = self._known, self._tuner.labels
         ways = {way: known.named(way) for way in NAMED}
         found: dict[str, Any] = {}
+        estimates: dict[str, dict[str, float]] = {}
         if self._estimable:
-            ways["estimate"], estimate = known.estimated(dev, self._dev.gold, text)
+            drawn_by, estimate = known.estimated(dev, self._dev.gold, text)
+            ways["estimate"], _ = known.estimated(dev, self._dev.gold, text, INSTEAD)
+            estimates = {"estimate": drawn_by, "estimate_to_match": ways["estimate"]}
             found = {
-                "shares": ways["estimate"],
+                "shares": drawn_by,
                 "unshrunk": estimate.unshrunk.tolist(),
                 "trust": estimate.trust,
                 "confidence_drop": estimate.confidence_drop,
@@ -121,11 +133,18 @@ class ExperimentObserver:
         for way, shares in (ways | dict(self._shares[name])).items():
             constants = known.match(text, shares).constants
             scores[way] = test.report(matched_outputs(outputs, constants), labels).scores()
+        if (labeled := self._labeled.get(name)) is not None:
+            examples, few = labeled
+            rows = few.outputs(model, self._tuner.config.eval_batch_size)
+            constants = known.fit(rows, examples, few.gold).constants
+            scores["fitted"] = test.report(matched_outputs(outputs, constants), labels).scores()
         found["matched"] = scores
+        errors = ways | dict(self._shares[name]) | estimates
         if (truth := self._shares[name].get("oracle")) is not None:
             found["share_error"] = {
                 way: total_variation([*shares.values()], [*truth.values()])
-                for way, shares in (ways | {"counted": self._shares[name]["counted"]}).items()
+                for way, shares in errors.items()
+                if shares is not truth
             }
         return found
 

@@ -48,7 +48,14 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         task.labels_of(plan.source.train),
     )
     known = ClassShares(task, labels, task.counts(task.labeled(plan.source.train)))
-    shares = {name: _label_shares(plan, known, name, run.seed) for name in run.languages}
+    few = _few(plan, known, run)
+    shares: dict[str, dict[str, dict[str, float]]] = {
+        name: {
+            "oracle": known.counted(known.task.labeled(plan.target(name).unlabeled), pseudo=0),
+            "counted": known.counted(examples),
+        }
+        for name, examples in few.items()
+    }
     if arm.shares in ("counted", "oracle"):
         drawn_by = {name: found[arm.shares] for name, found in shares.items()}
         settings = dataclasses.replace(settings, class_shares=drawn_by)
@@ -59,6 +66,7 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         {name: observed for name, (_, observed) in texts.items()},
         known,
         shares,
+        few,
     )
     tests = {name: plan.target(name).test for name in run.languages}
     if not arm.adversarial:
@@ -110,20 +118,17 @@ def _texts(task: Task, target: Target) -> tuple[Any, TargetTexts]:
     return trained, TargetTexts(trained, heldout, pairs)
 
 
-def _label_shares(
-    plan: ExperimentPlan, known: ClassShares, language: str, seed: int
-) -> dict[str, dict[str, float]]:
-    """Shares that need labels of the language: all of its text's, and those of some."""
+def _few(plan: ExperimentPlan, known: ClassShares, run: RunPlan) -> dict[str, list[Any]]:
+    """By language a few labelled examples of its text; none where the plan reads no labels."""
     if plan.counted is None:
         return {}
-    labeled = known.task.labeled(plan.target(language).unlabeled)
-    chosen = Sampler(len(labeled), seed, f"counted/{language}").draw(
-        min(plan.counted, len(labeled))
-    )
-    return {
-        "oracle": known.counted(labeled),
-        "counted": known.counted([labeled[int(i)] for i in chosen]),
-    }
+    found = {}
+    for name in run.languages:
+        labeled = known.task.labeled(plan.target(name).unlabeled)
+        sampler = Sampler(len(labeled), run.seed, f"counted/{name}")
+        chosen = sampler.draw(min(plan.counted, len(labeled)))
+        found[name] = [labeled[int(i)] for i in chosen]
+    return found
 
 
 def _result(

@@ -13,12 +13,17 @@ import numpy as np
 from fastadv.nn.heads import AdversarialModel
 from fastadv.selection.target_signals import TargetSignals
 from fastadv.shares.estimate import Estimate, total_variation
-from fastadv.tasks.class_shares import NAMED, ClassShares, Matched
+from fastadv.tasks.class_shares import NAMED, ClassShares, Matched, Named
 from fastadv.tasks.evaluation_set import EvaluationSet
 
 DAMPING = 0.5
 """How much of a new estimate is taken: it moves what the encoder learns, and that the next one."""
 DISTRUST = 0.5
+INSTEAD: Named = "halfway"
+"""Shares to match predictions to where an estimate is not trusted. Predictions have a mean of their
+own, which English shares need not be nearer to the truth than; what is drawn, by contrast, is
+English text, whose own shares cost nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class TargetText:
     batch_size: int
 
     def estimates(
-        self, model: AdversarialModel, languages: list[str]
+        self, model: AdversarialModel, languages: list[str], instead: Named = "english"
     ) -> dict[str, tuple[dict[str, float], Estimate]]:
         """By language the shares, and how they were found.
 
@@ -48,7 +53,9 @@ class TargetText:
         assert self.dev is not None
         dev = self.dev.outputs(model, self.batch_size)
         return {
-            name: self.known.estimated(dev, self.dev.gold, self.signals.outputs(model, name))
+            name: self.known.estimated(
+                dev, self.dev.gold, self.signals.outputs(model, name), instead
+            )
             for name in languages
         }
 
@@ -132,7 +139,7 @@ class MatchedPredictions:
         known, wanted = self.text.known, dict(self._wanted)
         estimated = [name for name, shares in wanted.items() if shares == "estimate"]
         if estimated:
-            found = self.text.estimates(model, estimated)
+            found = self.text.estimates(model, estimated, INSTEAD)
             wanted |= {name: shares for name, (shares, _) in found.items()}
         wanted |= {n: known.named(s) for n, s in wanted.items() if s in NAMED}
         return {

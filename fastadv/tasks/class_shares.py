@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.shares.counting import counted_shares
+from fastadv.shares.counting import PSEUDO_COUNT, counted_shares
 from fastadv.shares.estimate import Estimate, estimate_shares
+from fastadv.shares.fitting import fitted_constants
 from fastadv.shares.matching import checked_shares, matching_constants, with_constants
 from fastadv.tasks.task import Outputs, Task
 
@@ -93,7 +94,7 @@ class ClassShares:
         found = [float(shares.get(name, 0.0)) for name in self.names]
         return self._shares(checked_shares(found, len(self.names)))
 
-    def counted(self, examples: Sequence[Any]) -> dict[str, float]:
+    def counted(self, examples: Sequence[Any], pseudo: float = PSEUDO_COUNT) -> dict[str, float]:
         """Shares counted on labelled examples of the task; see `counted_shares`.
 
         Raises:
@@ -101,7 +102,8 @@ class ClassShares:
         """
         counts = self.task.counts(examples)
         inside = {name: n for name, n in counts.items() if name not in self.task.apart()}
-        found = counted_shares(inside, self.names, [*self.english.values()])
+        english = [*self.english.values()]
+        found = counted_shares(inside, self.names, english, pseudo)
         return self._shares(found)
 
     def missing(self, gold: Sequence[Any]) -> list[str]:
@@ -115,7 +117,7 @@ class ClassShares:
         return [name for name in self._groups if name not in found]
 
     def estimated(
-        self, dev: Outputs, gold: Sequence[Any], target: Outputs
+        self, dev: Outputs, gold: Sequence[Any], target: Outputs, instead: Named = "english"
     ) -> tuple[dict[str, float], Estimate]:
         """Shares of a language estimated from predictions; the estimate is over all classes, those
         apart among them.
@@ -124,6 +126,7 @@ class ClassShares:
             dev: Outputs for labelled English that the model was not trained on.
             gold: Its labels, as `Task.evaluation` gives them.
             target: Outputs for the language's text.
+            instead: The shares to which an estimate that is not trusted gives way.
 
         Raises:
             ValueError: English dev lacks a class, or there is no text.
@@ -139,9 +142,29 @@ class ClassShares:
             self._by_class(self._rows(target)),
             self._counted(self._groups).tolist(),
         )
-        by_name = dict(zip(self._groups, estimate.shares.tolist(), strict=True))
+        by_name = dict(zip(self._groups, estimate.unshrunk.tolist(), strict=True))
         inside = np.array([by_name[name] for name in self.names])
-        return self._shares(inside / inside.sum()), estimate
+        inside = inside / max(inside.sum(), 1e-12)
+        prior = np.array([*self.named(instead).values()])
+        found = estimate.trust * inside + (1 - estimate.trust) * prior
+        return self._shares(found / found.sum()), estimate
+
+    def fit(self, outputs: Outputs, examples: Sequence[Any], gold: Sequence[Any]) -> Matched:
+        """Constants fitted to labelled texts of a language; see `fitted_constants`.
+
+        Args:
+            outputs: Outputs for the texts.
+            examples: The texts, whose classes are counted.
+            gold: Their labels, as `Task.evaluation` gives them.
+
+        Raises:
+            ValueError: There is no text, or none of a class of the model.
+        """
+        rows, classes = self.task.known(outputs, gold, self.labels)
+        kept = [place for place, name in enumerate(classes) if name in self._groups]
+        numbers = [self._groups.index(classes[place]) for place in kept]
+        constants = fitted_constants(self._by_class(rows[kept]), numbers)
+        return Matched(self.counted(examples), constants[self._column])
 
     def match(self, unlabeled: Outputs, shares: Shares) -> Matched:
         """What makes predictions on a language's text have the given shares in the mean.

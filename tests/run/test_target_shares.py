@@ -125,7 +125,7 @@ def test_an_estimate_is_taken_by_half(monkeypatch: pytest.MonkeyPatch, tmp_path:
     """And what is told is what is drawn by."""
     wanted = {"weather": 0.9, "music": 0.1}
 
-    def estimated(self: Any, dev: Any, gold: Any, target: Any) -> Any:
+    def estimated(self: Any, dev: Any, gold: Any, target: Any, instead: str) -> Any:
         found = np.array([0.9, 0.1])
         from fastadv.shares.estimate import Estimate
 

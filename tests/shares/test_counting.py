@@ -7,9 +7,9 @@ import pytest
 from fastadv.shares.counting import counted_shares, standard_error
 
 
-def test_counts_become_shares_with_one_english_text_added() -> None:
+def test_counts_become_shares_with_ten_english_texts_added() -> None:
     found = counted_shares({"a": 30, "b": 20}, ("a", "b", "c"), (0.2, 0.3, 0.5))
-    assert found == pytest.approx((30.2 / 51, 20.3 / 51, 0.5 / 51))
+    assert found == pytest.approx((32 / 60, 23 / 60, 5 / 60))
     assert sum(found) == pytest.approx(1)
 
 
