@@ -383,6 +383,30 @@ class AdversarialFinetuner:
         self.matched |= MatchedPredictions(text, wanted, list(texts)).of(self.model)
         return self.matched
 
+    def calibrate(self, labeled: Mapping[str, Data]) -> dict[str, Matched]:
+        """Fits the constants of `match` to a few labelled texts of each language instead.
+
+        With 50 texts this leaves less error than a count of their classes does
+        (`fastadv.shares.fitting`).
+
+        Args:
+            labeled: Labelled examples by language, none of them trained on.
+
+        Returns:
+            As `match`.
+
+        Raises:
+            ValueError: Malformed data, or a model saved before the counts of its training classes
+                were kept.
+        """
+        task, size = self.preparation.task, self.config.eval_batch_size
+        known = ClassShares(task, self.labels, self.class_counts)
+        for language, data in labeled.items():
+            examples = task.labeled(data)
+            few = self.evaluation_set(examples)
+            self.matched[language] = known.fit(few.outputs(self.model, size), examples, few.gold)
+        return self.matched
+
     def _constants(self, language: str) -> NDArray[np.float64]:
         if language not in self.matched:
             known = ", ".join(self.matched) or "none"

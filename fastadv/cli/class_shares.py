@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
@@ -12,22 +12,28 @@ from fastadv.cli.options import add_repeated, each
 from fastadv.records.progress import notice
 
 if TYPE_CHECKING:
+    from fastadv.finetuner import AdversarialFinetuner
     from fastadv.tasks.class_shares import ClassShares
 
 MATCHED = ("english", "equal", "halfway", "estimate")
 """Words for shares that predictions can be matched to."""
 
+FITTED = "of at least 50 texts to which the constants are fitted"
+COUNTED = "whose classes are counted"
 
-def add_match_shares(parser: ArgumentParser, what: str) -> None:
-    """`--match_shares` of a command; `what` says whose predictions are matched."""
+
+def add_match_shares(parser: ArgumentParser, what: str, file: str = FITTED) -> None:
+    """`--match_shares` of a command; `what` says whose predictions are matched, and `file` what
+    labelled texts are for.
+    """
     add_repeated(
         parser,
         "--match_shares",
         "[LANG=]SHARES",
         f"match predictions {what}: a constant a class makes their mean over the language's text "
         "have these shares of the classes. english (as in training), equal, halfway between, "
-        "estimate (from predictions on English dev), or a labelled FILE whose classes are counted; "
-        "once for all languages, or with LANG= for each",
+        f"estimate (from predictions on English dev), or a labelled FILE {file}; once for all "
+        "languages, or with LANG= for each",
     )
 
 
@@ -92,3 +98,44 @@ def counter(
         return shares
 
     return count
+
+
+def match(
+    tuner: AdversarialFinetuner,
+    given: Any,
+    texts: Mapping[str, Any],
+    languages: Sequence[str],
+    dev: Any,
+    read: Callable[[str, str], Any],
+) -> None:
+    """Matches a finetuner's predictions as `--match_shares` says.
+
+    Args:
+        tuner: Its `matched` gets the languages.
+        given: The values of the option.
+        texts: Text of each language.
+        languages: Those that a word for all languages stands for.
+        dev: Labelled English, or None.
+        read: The data of a file, by the name that options give it.
+
+    Raises:
+        ValueError: The option is malformed, or names a language without text.
+    """
+    labeled: dict[str, Any] = {}
+
+    def keep(language: str, path: str) -> dict[str, float]:
+        labeled[language] = read(language, path)
+        return {}
+
+    wanted = by_language(given, "--match_shares", MATCHED, keep)
+    if isinstance(wanted, str):
+        wanted = dict.fromkeys(languages, wanted)
+    named = {name: shares for name, shares in (wanted or {}).items() if name not in labeled}
+    if unknown := [name for name in wanted or {} if name not in texts]:
+        raise ValueError(
+            f"--match_shares names {unknown[0]!r}, expected the name of a --test or --unlabeled "
+            "file"
+        )
+    if named:
+        tuner.match({name: texts[name] for name in named}, named, dev)
+    tuner.calibrate(labeled)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from fastadv.cli.class_shares import MATCHED, add_match_shares, by_language, counter
+from fastadv.cli.class_shares import add_match_shares, match
 from fastadv.cli.messages import hush
 from fastadv.cli.options import (
     Reading,
@@ -22,9 +22,6 @@ from fastadv.cli.options import (
     named,
 )
 from fastadv.records.text_table import table
-
-if TYPE_CHECKING:
-    from fastadv.finetuner import AdversarialFinetuner
 
 SUMMARY = "score a finetuned model"
 DESCRIPTION = (
@@ -73,17 +70,9 @@ def run(options: Namespace) -> None:
     from fastadv.finetuner import AdversarialFinetuner
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
-    wanted = shares_to_match(options, tuner, reading)
-    if wanted is not None:
-        texts = files | reading.files(unlabeled)
-        chosen = tests if isinstance(wanted, str) else wanted
-        if unknown := [name for name in chosen if name not in texts]:
-            raise ValueError(
-                f"--match_shares names {unknown[0]!r}, expected the name of a --test or "
-                "--unlabeled file"
-            )
-        dev = None if options.dev is None else reading.file("dev", options.dev)
-        tuner.match({name: texts[name] for name in chosen}, wanted, dev)
+    dev = None if options.dev is None else reading.file("dev", options.dev)
+    texts = files | reading.files(unlabeled)
+    match(tuner, options.match_shares, texts, list(tests), dev, reading.file)
     reports = {}
     for name, data in files.items():
         examples = tuner.evaluation_set(data)
@@ -101,16 +90,6 @@ def run(options: Namespace) -> None:
     print(table(["test", *metrics], rows))
     for name, found in details.items():
         print(f"\n{name}\n\n{_tables(found)}")
-
-
-def shares_to_match(options: Namespace, tuner: AdversarialFinetuner, reading: Reading) -> Any:
-    """`--match_shares` as `AdversarialFinetuner.match` takes it; None if it was not given."""
-    from fastadv.tasks.class_shares import ClassShares
-
-    known = ClassShares(tuner.preparation.task, tuner.labels, tuner.class_counts)
-    return by_language(
-        options.match_shares, "--match_shares", MATCHED, counter(known, reading.file)
-    )
 
 
 def _tables(details: Mapping[str, Any]) -> str:

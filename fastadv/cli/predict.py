@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from fastadv.cli.class_shares import MATCHED, add_match_shares, by_language, counter
+from fastadv.cli.class_shares import add_match_shares, match
 from fastadv.cli.messages import hush
 from fastadv.cli.options import (
     Reading,
@@ -79,7 +79,6 @@ def run(options: Namespace) -> None:
     hush(options.quiet)
     from fastadv.data.chunks import chunks
     from fastadv.finetuner import AdversarialFinetuner
-    from fastadv.tasks.class_shares import ClassShares
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
     if options.batch_size is not None:
@@ -88,10 +87,8 @@ def run(options: Namespace) -> None:
     if each(options.match_shares):
         language = "input"
         dev = None if options.dev is None else reading.file("dev", options.dev)
-        known = ClassShares(tuner.preparation.task, tuner.labels, tuner.class_counts)
         given = [f"input={value}" for value in each(options.match_shares)]
-        shares = by_language(given, "--match_shares", MATCHED, counter(known, reading.file))
-        tuner.match({language: data}, shares, dev)
+        match(tuner, given, {language: data}, [language], dev, reading.file)
     lines = map(_line, tuner.iter_predict(data, options.chunk_size, language))
     with text_output(options.output) as file:
         for chunk in chunks(lines, options.chunk_size):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from fastadv.cli.class_shares import MATCHED, add_match_shares, by_language, counter
+from fastadv.cli.class_shares import COUNTED, MATCHED, add_match_shares, by_language, counter
 from fastadv.cli.messages import hush, one_line
 from fastadv.cli.options import (
     Reading,
@@ -77,7 +77,7 @@ def add_options(parser: ArgumentParser) -> None:
         "estimate (from predictions), ignore (paper), or a labelled FILE whose classes are "
         "counted, 50 texts are enough; once for all languages, or with LANG= for each",
     )
-    add_match_shares(parser, "in every target language too, and keep them with the model")
+    add_match_shares(parser, "in every target language too, and keep them with the model", COUNTED)
     add_repeated(
         parser,
         "--test",

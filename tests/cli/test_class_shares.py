@@ -65,13 +65,18 @@ def test_predictions_in_a_language(trained: str, capsys: pytest.CaptureFixture[s
 
 def test_predictions_matched_on_the_input(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    for shares, expected in (("equal", [0.5, 0.5]), ("de.few", [0.7, 0.3])):
-        options = ["--input", "fr.txt", "--match_shares", shares]
-        assert main(["predict", "--model", trained, *options]) == 0
-        said = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
-        mean = np.mean([[*one.values()] for one in said], axis=0)
-        np.testing.assert_allclose(mean, expected, atol=2e-3)
-    options = ["--input", "fr.txt", "--match_shares", "estimate"]
+    options = ["--input", "fr.txt", "--match_shares"]
+    assert main(["predict", "--model", trained, *options, "equal"]) == 0
+    said = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
+    mean = np.mean([[*one.values()] for one in said], axis=0)
+    np.testing.assert_allclose(mean, [0.5, 0.5], atol=2e-3)
+    assert main(["predict", "--model", trained, *options, "de.few"]) == 0
+    said = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
+    tuner = AdversarialFinetuner.from_pretrained(trained)
+    tuner.calibrate({"de": "de.few"})
+    for one, expected in zip(said, tuner.predict(tiny.FRENCH, "de"), strict=True):
+        assert one == pytest.approx(expected.probabilities, abs=1e-5)
+    options += ["estimate"]
     assert main(["predict", "--model", trained, *options, "--dev", "en.train"]) == 0
     capsys.readouterr()
     assert main(["predict", "--model", trained, *options]) == 2

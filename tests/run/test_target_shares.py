@@ -199,6 +199,11 @@ def test_a_model_is_matched_after_training(tmp_path: Path) -> None:
     np.testing.assert_allclose(mean, 0.5, atol=1e-3)
     assert matched["de"].shares == {"weather": 0.5, "music": 0.5}
     assert loaded.match({"de": tiny.GERMAN}, "estimate", dev=tiny.ENGLISH).keys() == {"de"}
+    few = [(text, "music") for text in tiny.GERMAN]
+    loaded.calibrate({"de": few})
+    after = [p.probabilities["music"] for p in loaded.predict(tiny.GERMAN, language="de")]
+    before = [p.probabilities["music"] for p in loaded.predict(tiny.GERMAN)]
+    assert all(b < a for a, b in zip(after, before, strict=True))
     with pytest.raises(ValueError, match="match_shares is to be estimated and there is no dev"):
         loaded.match({"de": tiny.GERMAN}, "estimate")
     with pytest.raises(ValueError, match="match_shares is 'even', expected 'english', 'equal'"):
