@@ -17,6 +17,7 @@ TaskName = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
+Scheduler = Literal["constant", "linear"]
 Selection = Literal[
     "english_dev", "entropy", "information", "nuclear_norm", "english_dev+nuclear_norm"
 ]
@@ -114,6 +115,11 @@ class FinetuneConfig:
             ranks (see `fastadv.selection`). Ours but for the first.
         mean_weights: Also keep the mean of the weights at the evaluations in the second half of
             the run, as mean/ (see `fastadv.run.weight_mean`). Ours.
+        lr_scheduler_type: The task phase's rate: "constant" is the paper's; "linear" falls from
+            lr_task to 0 at `steps`. The discriminator's and the generator's rates stay constant,
+            as in the paper. Ours but for the first.
+        warmup_steps: Steps at the start in which the task phase's rate rises linearly to lr_task,
+            with either scheduler; the first step's is lr_task / warmup_steps. The paper has none.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
         eval_at_start: Also evaluate before the first step (the origin of Figure 2).
@@ -149,6 +155,8 @@ class FinetuneConfig:
     source_language: str = "en"
     selection: Selection = "english_dev"
     mean_weights: bool = False
+    lr_scheduler_type: Scheduler = "constant"
+    warmup_steps: int = 0
     eval_every: int = 100
     eval_at_start: bool = False
     eval_batch_size: int = 32
@@ -163,6 +171,13 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def free_on_resume(self) -> frozenset[str]:
+        """Fields that a resumed run may change: not `steps` where the rates follow from it."""
+        if self.lr_scheduler_type == "constant":
+            return self.FREE_ON_RESUME
+        return self.FREE_ON_RESUME - {"steps"}
 
     def resolved(self, task: TaskName) -> ResolvedConfig:
         """The same settings with the task's defaults filled in.
@@ -198,9 +213,34 @@ class ResolvedConfig(FinetuneConfig):
     lr_discriminator: float
     lr_generator: float
 
+    def rates(self, step: int) -> dict[str, float]:
+        """By phase, the learning rates in step `step`, counted from 0, that are not constant."""
+        falling = self.steps - self.warmup_steps if self.lr_scheduler_type == "linear" else 0
+        if not (falling or self.warmup_steps):
+            return {}
+        return {"task": self.lr_task * rate_factor(step, self.steps, self.warmup_steps, falling)}
+
+
+def rate_factor(step: int, steps: int, rising: int, falling: int, final: float = 0.0) -> float:
+    """The factor of a learning rate that rises from 0, stays, and falls to `final`, linearly.
+
+    Args:
+        step: Counted from 0; the first step's factor is above 0.
+        steps: Steps in all; after the last the factor would be `final`.
+        rising: Steps until the factor is 1.
+        falling: Last steps, in which it falls.
+        final: What it falls to, a share of 1.
+    """
+    if step < rising:
+        return (step + 1) / rising
+    left = steps - step
+    if left < falling:
+        return final + (1 - final) * left / falling
+    return 1.0
+
 
 _AT_LEAST_ONE = ("steps", "batch_size", "eval_batch_size", "log_every")
-_AT_LEAST_ZERO = ("window_overlap", "eval_every", "checkpoint_every", "seed")
+_AT_LEAST_ZERO = ("window_overlap", "warmup_steps", "eval_every", "checkpoint_every", "seed")
 _NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "weight_decay")
 _FRACTIONS = ("beta1", "beta2", "dropout", "head_dropout")
 
@@ -240,3 +280,7 @@ def _check(config: FinetuneConfig) -> None:
         refuse("selection", ", ".join(map(repr, get_args(Selection))))
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")
+    if config.lr_scheduler_type not in get_args(Scheduler):
+        refuse("lr_scheduler_type", "'constant' or 'linear'")
+    if config.lr_scheduler_type == "linear" and config.warmup_steps >= config.steps:
+        refuse("warmup_steps", f"fewer than steps, {config.steps}, for lr_scheduler_type 'linear'")

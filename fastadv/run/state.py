@@ -69,12 +69,19 @@ def _check_same_run(tuner: Trained, state: Mapping[str, Any], path: Path) -> Non
     theirs = {name: state[name] for name in ours}
     ours |= dataclasses.asdict(tuner.config)
     theirs |= state["config"]
-    for name in sorted((ours.keys() | theirs.keys()) - tuner.config.FREE_ON_RESUME):
+    for name in sorted((ours.keys() | theirs.keys()) - tuner.config.free_on_resume):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f"{path}: {name} was {theirs.get(name)!r} in that run and is "
-                f"{ours.get(name)!r} now, expected the same to resume"
+                f"{ours.get(name)!r} now, expected the same to resume{_why(name, tuner.config)}"
             )
+
+
+def _why(name: str, config: Any) -> str:
+    """What an error adds where a field is one that other runs may change."""
+    if name in config.FREE_ON_RESUME:
+        return f", since the rates of lr_scheduler_type {config.lr_scheduler_type} follow from it"
+    return ""
 
 
 def _compensations(tuner: Trained) -> list[tuple[str, Tensor]]:
