@@ -17,6 +17,7 @@ TaskName = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
+Recipe = Literal["paper", "recommended"]
 Scheduler = Literal["constant", "linear"]
 Selection = Literal[
     "english_dev", "entropy", "information", "nuclear_norm", "english_dev+nuclear_norm"
@@ -29,7 +30,8 @@ class TaskSettings:
 
     Attributes:
         metric: The one number by which runs are compared and selected, of those that score them.
-        defaults: Values of the fields of `FinetuneConfig` that are None.
+        defaults: Values of the fields of `FinetuneConfig` that are None, where nothing else is
+            recommended for the encoder.
         windows: Whether an example of more than `max_length` pieces becomes overlapping windows;
             else it is cut.
     """
@@ -67,7 +69,7 @@ SCORE: dict[TaskName, str] = {name: task.metric for name, task in TASK_SETTINGS.
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of an adversarial finetuning run; `None` means "the task's default".
+    """Settings of an adversarial finetuning run; `None` leaves a value to `recipe` and the task.
 
     Args:
         steps: Iterations of Algorithm 1, each one task, one discriminator and one generator
@@ -85,7 +87,8 @@ class FinetuneConfig:
             (longer ones are cut), 128 for NER (longer sentences become overlapping windows). Ours.
         window_overlap: Word pieces shared by neighbouring windows of a long NER sentence. Default
             a quarter of max_length. Ours.
-        lr_task: Adam learning rate of the task phase. Default 2e-6, NER 6e-6 (paper, 3.2, 3.3).
+        lr_task: Adam learning rate of the task phase. Default as `recipe` says: 2e-6, NER 6e-6
+            (paper, 3.2, 3.3), or what fits the encoder; so for the next two.
         lr_discriminator: The discriminator's. Default 5e-5, NER 5e-4 (paper, 3.2, 3.3).
         lr_generator: The generator's. Default 2e-8, NER 6e-8 (paper, 3.2, 3.3).
         beta1: Adam's first-moment decay. Ours, Adam's usual 0.9.
@@ -120,6 +123,9 @@ class FinetuneConfig:
             as in the paper. Ours but for the first.
         warmup_steps: Steps at the start in which the task phase's rate rises linearly to lr_task,
             with either scheduler; the first step's is lr_task / warmup_steps. The paper has none.
+        recipe: What fields get that are left open: "paper", the paper's values, or "recommended",
+            what fits the encoder (`fastadv.model_io.recommended`): rates of their own for
+            fastadv-mini and e5-small, and for all others the paper's. Ours.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
         eval_at_start: Also evaluate before the first step (the origin of Figure 2).
@@ -157,6 +163,7 @@ class FinetuneConfig:
     mean_weights: bool = False
     lr_scheduler_type: Scheduler = "constant"
     warmup_steps: int = 0
+    recipe: Recipe = "recommended"
     eval_every: int = 100
     eval_at_start: bool = False
     eval_batch_size: int = 32
@@ -164,9 +171,18 @@ class FinetuneConfig:
     log_every: int = 10
     backend: str | None = None
 
-    # What a resumed run may change: none of these alters what a step computes.
+    # What a resumed run may change: none of these alters what a step computes. A recipe's values
+    # are in the fields that it fills.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
-        ("steps", "eval_every", "eval_at_start", "eval_batch_size", "checkpoint_every", "log_every")
+        (
+            "steps",
+            "recipe",
+            "eval_every",
+            "eval_at_start",
+            "eval_batch_size",
+            "checkpoint_every",
+            "log_every",
+        )
     )
 
     def __post_init__(self) -> None:
@@ -179,8 +195,15 @@ class FinetuneConfig:
             return self.FREE_ON_RESUME
         return self.FREE_ON_RESUME - {"steps"}
 
-    def resolved(self, task: TaskName) -> ResolvedConfig:
-        """The same settings with the task's defaults filled in.
+    def resolved(
+        self, task: TaskName, recommended: Mapping[str, float | int] | None = None
+    ) -> ResolvedConfig:
+        """The same settings with nothing left open.
+
+        Args:
+            task: Its defaults are the paper's values.
+            recommended: Values that fit the encoder (`fastadv.model_io.recommended`), which go
+                before the task's defaults, unless the recipe is the paper's.
 
         Raises:
             ValueError: There is no such task, or `window_overlap` leaves no room in a window of
@@ -190,7 +213,8 @@ class FinetuneConfig:
             raise ValueError(f"task is {task!r}, expected one of {', '.join(TASK_SETTINGS)}")
         settings = TASK_SETTINGS[task]
         values = dataclasses.asdict(self)
-        for name, default in settings.defaults.items():
+        chosen = recommended or {} if self.recipe == "recommended" else {}
+        for name, default in {**settings.defaults, **chosen}.items():
             if values[name] is None:
                 values[name] = default
         if values["window_overlap"] is None:
@@ -205,7 +229,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(FinetuneConfig):
-    """A `FinetuneConfig` in which no task default is open."""
+    """A `FinetuneConfig` in which nothing is left open."""
 
     max_length: int
     window_overlap: int
@@ -280,6 +304,8 @@ def _check(config: FinetuneConfig) -> None:
         refuse("selection", ", ".join(map(repr, get_args(Selection))))
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")
+    if config.recipe not in get_args(Recipe):
+        refuse("recipe", "'paper' or 'recommended'")
     if config.lr_scheduler_type not in get_args(Scheduler):
         refuse("lr_scheduler_type", "'constant' or 'linear'")
     if config.lr_scheduler_type == "linear" and config.warmup_steps >= config.steps:

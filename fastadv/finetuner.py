@@ -26,6 +26,7 @@ from fastadv.model_io.checks import checked_length, checked_tokenizer
 from fastadv.model_io.finetuned import load_model, save_model
 from fastadv.model_io.loading import load_encoder, load_tokenizer, set_dropout
 from fastadv.model_io.packaged import resolve_model
+from fastadv.model_io.recommended import resolved_for, say_recommended
 from fastadv.nn.encoder import build_encoder
 from fastadv.nn.heads import HEAD_OPERATIONS, AdversarialModel
 from fastadv.records.history import History
@@ -59,12 +60,13 @@ class AdversarialFinetuner:
     Keung, Lu and Bhardwaj, EMNLP 2019, Algorithm 1.
 
     Args:
-        model: A hub id, a folder, the alias "e5-small", or a transformers model (then `tokenizer`
-            must be given). Loaded in float32.
+        model: A hub id, a folder, "fastadv-mini", "e5-small", or a transformers model (then
+            `tokenizer` must be given). Loaded in float32.
         task: "classification" of documents, or "ner".
         labels: The classes, or for NER the tags ("O", "B-PER", "I-PER", ...), in the order of
             the output.
-        config: Settings; the paper's are the defaults.
+        config: Settings; the paper's are the defaults, but for rates of the two named encoders
+            (`FinetuneConfig.recipe`).
         tokenizer: A fast tokenizer; by default the model's own.
         device: Where to run; by default the GPU if there is one.
 
@@ -89,7 +91,7 @@ class AdversarialFinetuner:
         self.task: TaskName = task
         chosen = task_of(task)
         self.labels = chosen.checked_labels(labels)
-        resolved = config.resolved(task)
+        resolved = resolved_for(config, task, model)
         precision = resolve_precision(resolved.precision, self.device)
         resolved = dataclasses.replace(resolved, precision=precision)
         self._check_backend(config.backend, HEAD_OPERATIONS)
@@ -103,6 +105,7 @@ class AdversarialFinetuner:
             tokenizer = tokenizer or load_tokenizer(path)
         self.tokenizer = checked_tokenizer(tokenizer, encoder)
         self.config: ResolvedConfig = checked_length(resolved, encoder)
+        say_recommended(config, task, model)
         self.preparation = Preparation(chosen, self.labels, tokenizer, self.config)
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)

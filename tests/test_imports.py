@@ -36,7 +36,8 @@ ALLOWED = {
     "finetuner": "config backends device data records batches nn training tasks selection model_io"
     " embedder run",
     "pretraining": "config device ops records batches weights nn training tasks model_io run",
-    "experiments": "config data samples environment records batches tasks selection run finetuner",
+    "experiments": "config data samples environment records batches tasks selection model_io run"
+    " finetuner",
     "cli": "config data environment records tasks model_io embedder run finetuner pretraining"
     " experiments",
     "__main__": "cli",

@@ -13,7 +13,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fastadv.cli.messages import hush, one_line
-from fastadv.cli.options import add_options_file, add_quiet, add_reading, add_repeated
+from fastadv.cli.options import (
+    add_options_file,
+    add_quiet,
+    add_reading,
+    add_recipe,
+    add_repeated,
+    settings_of,
+)
 from fastadv.cli.train import data_and_labels
 from fastadv.config import FinetuneConfig, TaskName
 
@@ -71,6 +78,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add_reading(parser, "train, dev, or the name of an --unlabeled file")
     add_quiet(parser)
+    add_recipe(parser)
     parser.add_class_arguments(
         FinetuneConfig, "config", help="Settings; the three rates are where the search begins"
     )
@@ -79,7 +87,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     from fastadv.experiments.tuning import RATES, Search, Trial, best_of, propose
 
-    config = FinetuneConfig(**options.config.as_dict())
+    config = settings_of(options)
     if options.trials < 1:
         raise ValueError(f"--trials is {options.trials}, expected at least 1")
     if config.selection != "english_dev":

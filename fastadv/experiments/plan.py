@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastadv.config import FinetuneConfig, TaskName
+from fastadv.config import FinetuneConfig, ResolvedConfig, TaskName
 from fastadv.data import DataFile
+from fastadv.model_io.recommended import resolved_for
 
 BASELINE, ADVERSARIAL = "baseline", "adversarial"
 SEEDS = (0, 1, 2, 3)
@@ -145,6 +146,10 @@ class ExperimentPlan:
             mean_weights=True,
         )
 
+    def resolved(self) -> ResolvedConfig:
+        """The settings with what is left open filled in, as the runs have them."""
+        return resolved_for(self.config, self.task, self.model)
+
     def narrowed(self, languages: Sequence[str], seeds: Sequence[int]) -> ExperimentPlan:
         """The plan with only these targets and seeds; an empty sequence stands for all of them.
 
@@ -171,7 +176,8 @@ class ExperimentPlan:
         values["source"] = Source(source["language"], *files)
         values["targets"] = tuple(_target(target) for target in found["targets"])
         values["seeds"] = tuple(found["seeds"])
-        values["config"] = FinetuneConfig(**found["config"])
+        # Before there was a recipe, fields that were left open had the paper's values.
+        values["config"] = FinetuneConfig(**{"recipe": "paper", **found["config"]})
         return cls(**values)
 
 

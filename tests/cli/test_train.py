@@ -18,6 +18,7 @@ import fastadv.cli.train
 import fastadv.run.fit
 from fastadv.cli import main
 from fastadv.cli.summary import summary
+from fastadv.model_io import recommended
 from fastadv.records.history import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -311,3 +312,30 @@ def test_difference_is_between_each_runs_own_selected_step() -> None:
         ["de", "baseline", "20", "0.7500", "20", "0.7500"],
         ["de", "difference", "+0.1500", "-0.2500"],
     ]
+
+
+def test_a_packaged_encoder_gets_rates_that_fit_it(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless the recipe is the paper's; what is kept of the options says which."""
+    recommended._said.clear()
+    steps = ["--model", "fastadv-mini", "--config.steps", "1"]
+    assert main(train(Path("any"), *steps)) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "fastadv train: fastadv-mini: lr_task 0.0002, lr_discriminator 0.005, lr_generator 2e-05, "
+        "recommended for this encoder; --recipe paper for the paper's"
+    )
+    assert main(train(Path("any"), *steps, "--recipe", "paper", output="paper")) == 0
+    assert "recommended" not in capsys.readouterr().err
+    rates = {}
+    for folder in ("run", "paper"):
+        kept = yaml.safe_load(Path(folder, "run.yaml").read_text())
+        saved = json.loads(Path(folder, "last", "fastadv.json").read_text())["config"]
+        assert kept["config"]["lr_task"] is None and "recipe" not in kept
+        assert kept["config"]["recipe"] == saved["recipe"]
+        rates[saved["recipe"]] = saved["lr_task"]
+    assert rates == {"recommended": 2e-4, "paper": 2e-6}
+    again = ["train", "--options", "paper/run.yaml", "--resume", "--config.steps", "2", "--quiet"]
+    assert main(again) == 0
+    assert main([*again, "--recipe", "recommended"]) == 2
+    assert "--recipe paper" in capsys.readouterr().err
