@@ -15,7 +15,7 @@ from fastadv.batches.packing import PackedBatch
 from fastadv.device import is_gpu
 from fastadv.model_io.finetuned import save_model
 from fastadv.nn.heads import AdversarialModel
-from fastadv.records.discriminator_health import diagnose
+from fastadv.records.health import diagnose
 from fastadv.records.history import History
 from fastadv.records.progress import Bar
 from fastadv.records.trackers import Tracker, open_tracker
@@ -82,6 +82,7 @@ class Run(Loop[Prepared]):
         self.best_folder = None
         if self.folder is not None and exports:
             self.best_folder = BestFolder(self.folder, trained.save_pretrained)
+        self._guessing = draws.labeled.guessing_loss
         # Where the streams stand after the last step done; they may be ahead of it.
         self.positions = draws.positions
         self.bar: Bar | None = None
@@ -148,9 +149,10 @@ class Run(Loop[Prepared]):
         if self.bar is not None:
             self.bar.show(means)
         trained = [r for r in self.history.records if r["kind"] == "train"]
-        message = diagnose(trained, self.config)
         said = {r["message"] for r in self.history.records if r["kind"] == "warning"}
-        if message is not None and message not in said:
+        for message in diagnose(trained, self.config, self._guessing):
+            if message in said:
+                continue
             # Trackers take numbers.
             super().record({"kind": "warning", "step": self.step, "message": message})
             if self.bar is not None:
