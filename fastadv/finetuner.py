@@ -38,6 +38,7 @@ from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
 from fastadv.selection.target_signals import TargetSignals
 from fastadv.tasks.classification import DocumentPrediction
 from fastadv.tasks.evaluation_set import EvaluationSet
+from fastadv.tasks.majority import majority_class, majority_record
 from fastadv.tasks.ner import SentencePrediction
 from fastadv.tasks.preparation import Preparation
 from fastadv.tasks.registry import task_of
@@ -69,6 +70,10 @@ class AdversarialFinetuner:
             (`FinetuneConfig.recipe`).
         tokenizer: A fast tokenizer; by default the model's own.
         device: Where to run; by default the GPU if there is one.
+
+    Attributes:
+        majority: The commonest class of the examples that `fit` was given, or of those that a
+            saved model was trained on; None before, for NER, and of models saved without it.
 
     Raises:
         ValueError: There is no such task, the model cannot be loaded, the tokenizer is not a fast
@@ -122,6 +127,7 @@ class AdversarialFinetuner:
             backend=config.backend,
         ).to(self.device)
         self.trainer = Trainer(self.model, self.config)
+        self.majority: str | None = None
 
     def _check_backend(self, backend: str | None, operations: Sequence[str]) -> None:
         """Refuses a backend that cannot run now, not after the data was read."""
@@ -156,6 +162,7 @@ class AdversarialFinetuner:
         wrong = unexpected + [name for name in missing if not name.startswith("encoder.")]
         if wrong:
             raise ValueError(f"{folder}: the heads file does not match the model at {wrong[0]}")
+        tuner.majority = saved.majority
         return tuner
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -163,7 +170,10 @@ class AdversarialFinetuner:
 
         The encoder loads with `AutoModel`, a NER model with `AutoModelForTokenClassification`.
         """
-        save_model(Path(folder), self.model, self.task, self.tokenizer, self.labels, self.config)
+        save_model(
+            Path(folder), self.model, self.task, self.tokenizer, self.labels, self.config,
+            self.majority,
+        )  # fmt: skip
 
     def collate(self, first: Data, second: Data | None = None) -> PackedBatch:
         """A batch made by hand.
@@ -261,6 +271,7 @@ class AdversarialFinetuner:
             # Read once, for both.
             texts = {name: list(task.texts(data)) for name, data in texts.items()}
         draws = self.preparation.draws(labeled, texts)
+        self.majority = majority_class(draws.labeled, self.labels)
         texts.pop(self.config.source_language, None)
         signals, size = None, self.config.eval_batch_size
         if self.config.selection != ENGLISH_DEV and texts:
@@ -280,6 +291,7 @@ class AdversarialFinetuner:
             trackers=trackers,
             observer=observer,
             exports=export,
+            majority=majority_record(self.majority, self.labels, dev_set, tests),
         )
         return run.go(resume)
 

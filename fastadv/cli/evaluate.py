@@ -25,7 +25,8 @@ from fastadv.records.text_table import table
 SUMMARY = "score a finetuned model"
 DESCRIPTION = (
     "Score a finetuned model on labelled files: accuracy and macro-F1 of documents (paper, "
-    "Table 1), or precision, recall and F1 of entities as conlleval counts them (paper, Table 2)."
+    "Table 1), or precision, recall and F1 of entities as conlleval counts them (paper, Table 2). "
+    "For documents also what always giving the commonest class of the training labels would score."
 )
 
 
@@ -50,21 +51,30 @@ def run(options: Namespace) -> None:
     files = Reading(options, list(tests)).files(tests)
     hush(options.quiet)
     from fastadv.finetuner import AdversarialFinetuner
+    from fastadv.tasks.majority import majority_scores
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
     size = tuner.config.eval_batch_size
-    reports = {
-        name: tuner.evaluation_set(data).report(tuner.model, tuner.labels, size)
-        for name, data in files.items()
-    }
+    reports, majority = {}, {}
+    for name, data in files.items():
+        prepared = tuner.evaluation_set(data)
+        reports[name] = prepared.report(tuner.model, tuner.labels, size)
+        if (least := majority_scores(prepared, tuner.majority, tuner.labels)) is not None:
+            majority[name] = least
     scores = {name: report.scores() for name, report in reports.items()}
     details = {n: report.details() for n, report in reports.items()} if options.details else {}
     if options.json:
-        facts = {name: found | details.get(name, {}) for name, found in scores.items()}
+        facts = {name: {**found, **details.get(name, {})} for name, found in scores.items()}
+        for name, least in majority.items():
+            facts[name]["majority"] = {"label": tuner.majority, **least}
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     metrics = list(next(iter(scores.values())))
     rows = [[name, *(f"{values[m]:.4f}" for m in metrics)] for name, values in scores.items()]
+    rows += [
+        [f"{name}, always {tuner.majority}", *(f"{least[m]:.4f}" for m in metrics)]
+        for name, least in majority.items()
+    ]
     print(table(["test", *metrics], rows))
     for name, found in details.items():
         print(f"\n{name}\n\n{_tables(found)}")

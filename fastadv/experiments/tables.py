@@ -72,7 +72,9 @@ def score_table(
 ) -> Table:
     """Tables 1 and 2 of the paper: test scores at the step chosen on English dev.
 
-    Mean and standard deviation over seeds; the last row is the difference between runs of one seed.
+    Mean and standard deviation over seeds. Before our rows stands what always giving the commonest
+    class of the training labels would score, where results have it (`Results.majority`). The last
+    row is the difference between runs of one seed.
     """
     languages = [results.source, *results.languages]
     rows = []
@@ -81,6 +83,8 @@ def score_table(
         common = [values[lang] for lang in results.languages if lang in values]
         mean = f"{sum(common) / len(common):.1f}" if common else _NOTHING
         rows.append([name, *cells, mean])
+    if (majority := results.majority()) is not None:
+        rows.append(_majority_row(*majority, languages, results.languages))
     for condition in CONDITIONS:
         cells = [per_cent(results.scores(condition, lang, criterion)) for lang in languages]
         mean = per_cent(results.mean_scores(condition, criterion))
@@ -94,6 +98,15 @@ def score_table(
         f"standard deviation of {_seeds(results)}, step chosen by {criterion}."
     )
     return Table(title, ["", *languages, "mean of targets"], rows)
+
+
+def _majority_row(
+    label: str, scores: Mapping[str, float], languages: Sequence[str], targets: Sequence[str]
+) -> list[str]:
+    cells = [f"{100 * scores[lang]:.1f}" if lang in scores else _NOTHING for lang in languages]
+    whole = all(lang in scores for lang in targets)
+    mean = f"{100 * float(np.mean([scores[n] for n in targets])):.1f}" if whole else _NOTHING
+    return [f"always {label}, the commonest in training", *cells, mean]
 
 
 def ranking_table(results: Results) -> Table:

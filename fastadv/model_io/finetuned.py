@@ -36,6 +36,7 @@ class SavedModel:
     config: FinetuneConfig
     heads: dict[str, torch.Tensor]
     tokenizer: Any
+    majority: str | None = None
 
 
 def save_model(
@@ -45,12 +46,14 @@ def save_model(
     tokenizer: Any,
     labels: Sequence[str],
     config: FinetuneConfig,
+    majority: str | None = None,
 ) -> None:
     """Writes config.json, model.safetensors (float32), the tokenizer's files, and our heads.
 
     The encoder loads with `AutoModel`, and where the task named `task` has an `auto_model`, the
     whole model with that: for NER `AutoModelForTokenClassification`. What has no place there (the
     document head over mean-pooled pieces, the discriminator) goes into `fastadv_heads.safetensors`.
+    `majority` is the commonest class of the training labels, kept in the card if there is one.
     """
     auto_model = task_of(task).auto_model
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ def save_model(
         "task": task,
         "labels": list(labels),
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k in fields},
-    }
+    } | ({} if majority is None else {"majority": majority})
     (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -100,6 +103,7 @@ def load_model(folder: Path) -> SavedModel:
         FinetuneConfig(**card["config"]),
         heads,
         load_tokenizer(folder),
+        card.get("majority"),
     )
 
 
@@ -120,6 +124,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
         FinetuneConfig(**card["config"])
         if card["task"] not in TASKS or not all(isinstance(n, str) for n in card["labels"]):
             raise ValueError("found an unknown task or labels that are not names")
+        if card.get("majority") not in (None, *card["labels"]):
+            raise ValueError(f"found the majority {card['majority']!r}, expected a label")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected what fastadv saves beside a model: {one_line(error)}"

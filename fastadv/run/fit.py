@@ -52,6 +52,7 @@ class Run(Loop[Prepared]):
         trackers: Names of trackers.
         observer: Looks at the model at every evaluation.
         exports: Whether models are written.
+        majority: See `History`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Run(Loop[Prepared]):
         trackers: Sequence[str] = (),
         observer: Observer | None = None,
         exports: bool = True,
+        majority: dict[str, Any] | None = None,
     ) -> None:
         self.graphs: StepGraphs | None = None
         if (reason := why_no_graphs(trained.trainer)) is None:
@@ -77,7 +79,7 @@ class Run(Loop[Prepared]):
         self.choice, self.observer, self.exports = choice, observer, exports
         self.draws, self.dev, self.tests, self.quiet = draws, dev, dict(tests), quiet
         self.tracker_names, self.trackers = trackers, list[Tracker]()
-        self.history = History()
+        self.history, self.majority = History(), majority
         self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
         self.best_folder = None
         if self.folder is not None and exports:
@@ -98,6 +100,7 @@ class Run(Loop[Prepared]):
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
         self._open(resume)
+        self.history.majority = self.majority
         self.bar = Bar(self.config.steps, self.step, self.quiet)
         try:
             with stop_request(self.quiet) as stop:
@@ -277,9 +280,11 @@ class Run(Loop[Prepared]):
         self.record(record)
         self._say_scores(f"mean of {mean.count} evaluations", record)
         if self.exports:
+            label = None if self.majority is None else self.majority["label"]
             self.export(
                 MEAN,
                 lambda folder: save_model(
-                    folder, model, trained.task, trained.tokenizer, trained.labels, trained.config
+                    folder, model, trained.task, trained.tokenizer, trained.labels,
+                    trained.config, label,
                 ),
-            )
+            )  # fmt: skip

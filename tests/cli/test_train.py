@@ -51,10 +51,11 @@ def test_writes_a_run_and_its_table(
     assert "run.yaml" in names
     evaluations = [r for r in records(corpus / "run") if r["kind"] == "eval"]
     best = max(evaluations, key=lambda e: e["dev"]["accuracy"])
-    expected = [
-        [name, *(c for e in (best, evaluations[-1]) for c in (str(e["step"]), accuracy(e, name)))]
-        for name in ("en", "de")
-    ]
+    expected = []
+    for name in ("en", "de"):
+        scored = (c for e in (best, evaluations[-1]) for c in (str(e["step"]), accuracy(e, name)))
+        # Both classes are equally common, in what is trained on and in what is tested.
+        expected += [[name, "adversarial", *scored], [name, "always", "music", "0.5000", "0.5000"]]
     assert rows(printed.out) == expected
     assert printed.out.splitlines()[-1] == "model run/best"
     # No terminal: plain lines, neither bars nor control characters, and no library's words.
@@ -114,7 +115,10 @@ def test_without_test_files_dev_is_shown(
     model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train(model, "--dev", "en.train", "--config.steps", "1")) == 0
-    assert [row[0] for row in rows(capsys.readouterr().out)] == ["dev"]
+    assert [row[:2] for row in rows(capsys.readouterr().out)] == [
+        ["dev", "adversarial"],
+        ["dev", "always"],
+    ]
 
 
 def test_run_yaml_starts_an_equal_run(model: Path, corpus: Path) -> None:
@@ -167,10 +171,9 @@ def test_baseline_adds_its_rows_and_the_difference(
     more = ["--config.steps", "3", "--config.eval_every", "1", "--config.lr_task", "1e-3"]
     assert main(train(model, *SCORED, *more, "--baseline")) == 0
     table = rows(capsys.readouterr().out)
-    assert [row[:2] for row in table] == [
-        [name, run] for name in ("en", "de") for run in ("adversarial", "baseline", "difference")
-    ]
-    for adversarial, baseline, difference in (table[:3], table[3:]):
+    kinds = ("adversarial", "baseline", "difference", "always")
+    assert [row[:2] for row in table] == [[name, run] for name in ("en", "de") for run in kinds]
+    for adversarial, baseline, difference in (table[:3], table[4:7]):
         for score, place in ((3, 2), (5, 3)):
             gap = float(adversarial[score]) - float(baseline[score])
             assert float(difference[place]) == pytest.approx(gap, abs=1.01e-4)  # rounded twice
@@ -312,6 +315,27 @@ def test_difference_is_between_each_runs_own_selected_step() -> None:
         ["de", "baseline", "20", "0.7500", "20", "0.7500"],
         ["de", "difference", "+0.1500", "-0.2500"],
     ]
+
+
+def test_the_commonest_class_is_that_of_training(
+    model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of the test file, where another one is commoner."""
+    (corpus / "uneven").write_text("".join(f"weather\t{word}\n" for word in "abc") + "music\td\n")
+    (corpus / "test").write_text("weather\ta\n" + "".join(f"music\t{word}\n" for word in "bcd"))
+    files = ["--test", "x=test", "--dev", "uneven", "--config.mean_weights", "true"]
+    assert main(train(model, *files, "--config.steps", "2", file="uneven")) == 0
+    always = rows(capsys.readouterr().out)[-1]
+    assert always == ["x", "always", "weather", "0.2500", "0.2500", "0.2500"]
+    for saved in ("best", "last", "mean"):
+        card = json.loads((corpus / "run" / saved / "fastadv.json").read_text())
+        assert card["majority"] == "weather"
+        assert main(["evaluate", "--model", f"run/{saved}", "--test", "x=test"]) == 0
+        # Macro-F1 of one class that is right once in four: F1 0.4, and 0 of the other.
+        assert rows(capsys.readouterr().out)[-1] == ["x,", "always", "weather", "0.2500", "0.2000"]
+    assert main(["evaluate", "--model", "run/last", "--test", "x=test", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["x"]
+    assert facts["majority"] == {"label": "weather", "accuracy": 0.25, "macro_f1": 0.2}
 
 
 def test_a_packaged_encoder_gets_rates_that_fit_it(

@@ -73,6 +73,10 @@ def test_nine_tenths_of_guessing_is_the_limit(loss: float, warns: bool) -> None:
     assert bool(said_at(records(lambda _: loss, 100), config(steps=100))) == warns
 
 
+def test_a_task_that_is_not_to_be_learned_is_no_news() -> None:
+    assert said_at(records(lambda _: 1.4, 100), config(steps=100, lr_task=0.0)) == []
+
+
 def test_what_counts_is_the_last_twenty_steps() -> None:
     late = records(lambda step: 1.4 if step <= 30 else 0.9, 100)
     assert said_at(late, config(steps=100)) == []
@@ -139,7 +143,7 @@ def test_fastadv_mini_warns_at_the_papers_rates_and_not_at_its_own() -> None:
 def test_a_resumed_run_says_it_once(tmp_path: Path) -> None:
     def tuner() -> AdversarialFinetuner:
         settings = FinetuneConfig(steps=40, batch_size=2, max_length=16, checkpoint_every=35,
-                                  eval_every=0, lr_task=0.0, adversarial=False)  # fmt: skip
+                                  eval_every=0, lr_task=1e-9, adversarial=False)  # fmt: skip
         return AdversarialFinetuner(
             tiny.tiny_bert(), labels=tiny.LABELS, config=settings, device="cpu",
             tokenizer=tiny.tiny_tokenizer(),
