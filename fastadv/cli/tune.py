@@ -71,7 +71,8 @@ def add_options(parser: ArgumentParser) -> None:
         "--span",
         type=float,
         default=10.0,
-        help="rates are searched from 1/span to span times the configured ones",
+        help="rates are searched from 1/span to span times the configured ones, which are those "
+        "that fit the encoder unless others are given (--recipe)",
     )
     parser.add_argument(
         "--startup", type=int, default=6, help="trials at random before the search learns"
@@ -86,6 +87,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     from fastadv.experiments.tuning import RATES, Search, Trial, best_of, propose
+    from fastadv.model_io.recommended import resolved_for, say_recommended
 
     config = settings_of(options)
     if options.trials < 1:
@@ -95,13 +97,15 @@ def run(options: Namespace) -> None:
             f"--config.selection is {config.selection!r}, expected 'english_dev': trials are "
             "compared by their scores on dev"
         )
-    resolved = config.resolved(options.task)
+    resolved = resolved_for(config, options.task, options.model)
     searched = RATES if config.adversarial else RATES[:1]
     centre = {name: float(getattr(resolved, name)) for name in searched}
     # Wrong options are refused here, before anything is written.
     propose([], centre, options.span, config.seed, options.startup)
     hush(options.quiet)
     data, labels = data_and_labels(options)
+    # Here, as every trial has rates of its own.
+    say_recommended(config, options.task, options.model)
     search = Search(Path(options.output), _settings(options), options.resume)
     for number in range(len(search.trials), options.trials):
         rates = propose(search.trials, centre, options.span, config.seed, options.startup)
