@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 
@@ -57,7 +58,7 @@ inline void check_segments(const at::Tensor& like, const std::optional<at::Tenso
 
 inline void check_linear_bce(const at::Tensor& h, const at::Tensor& weight, const at::Tensor& bias,
                              const at::Tensor& targets,
-                             const std::optional<at::Tensor>& sample_weights) {
+                             const std::optional<at::Tensor>& sample_weights, double relaxation) {
   const auto dtype = acc_dtype(h.scalar_type());
   const auto check = [&](const at::Tensor& x, int64_t size, const char* name) {
     check_dtype(x, dtype, name);
@@ -68,6 +69,8 @@ inline void check_linear_bce(const at::Tensor& h, const at::Tensor& weight, cons
   check(bias, 1, "bias");
   check(targets, h.size(0), "targets");
   if (sample_weights.has_value()) check(*sample_weights, h.size(0), "sample_weights");
+  TORCH_CHECK_VALUE(std::isfinite(relaxation) && relaxation >= 0, "relaxation is ", relaxation,
+                    ", expected a finite number of at least 0");
 }
 
 inline void check_linear_bce_grad(const at::Tensor& grad, const at::Tensor& dz,

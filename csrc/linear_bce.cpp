@@ -76,12 +76,27 @@ void bce(Acc z, Acc y, Acc c, Acc* loss, Acc* dz) {
   *dz = c * ((1 - y) * positive - y * negative);
 }
 
+// The same for p = bound * sigmoid(z) with bound <= 1 / 2, from where log1p(-p) is as good as p;
+// log_bound = log(bound). Both derivatives have the factor sigmoid(-z).
+template <typename Acc>
+void relaxed_bce(Acc z, Acc y, Acc c, Acc bound, Acc log_bound, Acc* loss, Acc* dz) {
+  const Acc e = std::exp(-std::abs(z));
+  const Acc large = 1 / (1 + e), small = e / (1 + e);
+  const Acc positive = z >= 0 ? large : small, negative = z >= 0 ? small : large;
+  const Acc p = bound * positive;
+  const Acc minus_log_p = (z < 0 ? -z : 0) + std::log1p(e) - log_bound;
+  *loss = c * (y * minus_log_p - (1 - y) * std::log1p(-p));
+  *dz = c * negative * ((1 - y) * (p / (1 - p)) - y);
+}
+
 template <typename T>
 acc_t<T> forward(const T* h, const acc_t<T>* w, acc_t<T> bias, const acc_t<T>* targets,
-                 const acc_t<T>* sample_weights, int64_t n, int64_t hidden, acc_t<T>* logits,
-                 acc_t<T>* dz) {
+                 const acc_t<T>* sample_weights, double relaxation, int64_t n, int64_t hidden,
+                 acc_t<T>* logits, acc_t<T>* dz) {
   using Acc = acc_t<T>;
   std::vector<Acc> losses(n);
+  const auto bound = static_cast<Acc>(1 / (2 + relaxation));
+  const auto log_bound = static_cast<Acc>(-std::log(2 + relaxation));
   const int64_t grain = ceil_div(kElementsPerTask, std::max<int64_t>(1, hidden));
   at::parallel_for(0, n, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -90,7 +105,11 @@ acc_t<T> forward(const T* h, const acc_t<T>* w, acc_t<T> bias, const acc_t<T>* t
       z += bias;
       logits[i] = z;
       const Acc c = sample_weights != nullptr ? sample_weights[i] : Acc(1) / static_cast<Acc>(n);
-      bce(z, targets[i], c, &losses[i], dz + i);
+      if (relaxation == 0) {
+        bce(z, targets[i], c, &losses[i], dz + i);
+      } else {
+        relaxed_bce(z, targets[i], c, bound, log_bound, &losses[i], dz + i);
+      }
     }
   });
   double total = 0;
@@ -109,11 +128,12 @@ void grad_weight_block(const T* h, const acc_t<T>* scales, int64_t n, int64_t st
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bce_cpu(
     const at::Tensor& h_in, const at::Tensor& weight_in, const at::Tensor& bias,
-    const at::Tensor& targets_in, const std::optional<at::Tensor>& sample_weights_in) {
+    const at::Tensor& targets_in, const std::optional<at::Tensor>& sample_weights_in,
+    double relaxation) {
   check_float(h_in, "h");
   TORCH_CHECK_VALUE(h_in.dim() == 2, "h has ", h_in.dim(), " dimensions, expected 2");
   const int64_t n = h_in.size(0), hidden = h_in.size(1);
-  check_linear_bce(h_in, weight_in, bias, targets_in, sample_weights_in);
+  check_linear_bce(h_in, weight_in, bias, targets_in, sample_weights_in, relaxation);
   const at::Tensor h = h_in.contiguous(), weight = weight_in.contiguous();
   const at::Tensor targets = targets_in.contiguous();
   const auto sample_weights = contiguous(sample_weights_in);
@@ -123,7 +143,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bce_cpu(
     using Acc = acc_t<scalar_t>;
     *loss.mutable_data_ptr<Acc>() = forward<scalar_t>(
         h.const_data_ptr<scalar_t>(), weight.const_data_ptr<Acc>(), *bias.const_data_ptr<Acc>(),
-        targets.const_data_ptr<Acc>(), data_or_null<Acc>(sample_weights), n, hidden,
+        targets.const_data_ptr<Acc>(), data_or_null<Acc>(sample_weights), relaxation, n, hidden,
         logits.mutable_data_ptr<Acc>(), dz.mutable_data_ptr<Acc>());
   });
   return {loss, logits, dz};
@@ -197,8 +217,8 @@ std::tuple<at::Tensor, at::Tensor> linear_bce_grad_params_cpu(const at::Tensor& 
 // dz = d loss / d logits, kept for the backward.
 TORCH_LIBRARY_FRAGMENT(fastadv, m) {
   m.def(
-      "linear_bce(Tensor h, Tensor weight, Tensor bias, Tensor targets, Tensor? sample_weights)"
-      " -> (Tensor loss, Tensor logits, Tensor dz)");
+      "linear_bce(Tensor h, Tensor weight, Tensor bias, Tensor targets, Tensor? sample_weights,"
+      " float relaxation=0.0) -> (Tensor loss, Tensor logits, Tensor dz)");
   m.def("linear_bce_grad_input(Tensor grad, Tensor dz, Tensor weight, ScalarType dtype) -> Tensor");
   m.def(
       "linear_bce_grad_params(Tensor grad, Tensor dz, Tensor h)"

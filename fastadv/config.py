@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 TaskName = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -22,6 +22,11 @@ Scheduler = Literal["constant", "linear"]
 Selection = Literal[
     "english_dev", "entropy", "information", "nuclear_norm", "english_dev+nuclear_norm"
 ]
+
+ClassShares = Literal["ignore", "estimate"] | dict[str, Any]
+"""For all languages alike, or by language: "estimate", or a share of each class."""
+MatchShares = Literal["english", "equal", "halfway", "estimate"] | dict[str, Any]
+"""The same; named shares are of English training data, equal, or half-way between."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,13 @@ class TaskSettings:
             recommended for the encoder.
         windows: Whether an example of more than `max_length` pieces becomes overlapping windows;
             else it is cut.
+        one_class: Whether an example has one class, of which a language has a share.
     """
 
     metric: str
     defaults: Mapping[str, float | int]
     windows: bool = False
+    one_class: bool = True
 
 
 # Rates are the paper's (sections 3.2 and 3.3); max_length is ours.
@@ -61,6 +68,7 @@ TASK_SETTINGS: dict[TaskName, TaskSettings] = {
             "max_length": 128,
         },
         windows=True,
+        one_class=False,
     ),
 }
 SCORE: dict[TaskName, str] = {name: task.metric for name, task in TASK_SETTINGS.items()}
@@ -91,6 +99,10 @@ class FinetuneConfig:
             (paper, 3.2, 3.3), or what fits the encoder; so for the next two.
         lr_discriminator: The discriminator's. Default 5e-5, NER 5e-4 (paper, 3.2, 3.3).
         lr_generator: The generator's. Default 2e-8, NER 6e-8 (paper, 3.2, 3.3).
+        relaxation: Let other languages be up to 1 + relaxation times as dense as English anywhere
+            before discriminator and generator mind, for target text that has fewer of a class, or
+            none: the asymmetrically relaxed alignment of Wu, Winston, Kaushik and Lipton, ICML
+            2019, in its Jensen-Shannon form. 0 switches it off, as in the paper. Ours.
         beta1: Adam's first-moment decay. Ours, Adam's usual 0.9.
         beta2: Adam's second-moment decay. Ours, Adam's usual 0.999.
         eps: Adam's epsilon. Ours, Adam's usual 1e-8.
@@ -118,13 +130,26 @@ class FinetuneConfig:
             ranks (see `fastadv.selection`). Ours but for the first.
         mean_weights: Also keep the mean of the weights at the evaluations in the second half of
             the run, as mean/ (see `fastadv.run.weight_mean`). Ours.
+        class_shares: How the English side of D and G batches is drawn. "ignore" takes English
+            text as it comes (paper). With shares of the classes by language, such as {"de":
+            {"sport": 0.2, "economy": 0.8}}, a language's text stands beside labelled English
+            examples with its shares; a language that is not named, beside English as it comes.
+            "estimate", for all or for a language, estimates them from the predictions on its text
+            and on English dev (see `fastadv.shares.estimate`), starting from English ones. Else
+            the adversary moves texts of one class onto another where shares differ (Zhao et al.,
+            "On Learning Invariant Representations for Domain Adaptation", ICML 2019). For
+            documents only. Ours.
+        shares_every: Steps between estimates. Ours.
+        match_shares: Also score, and keep with the model, predictions matched to class shares:
+            those of "english" training data, "equal" ones, "halfway" between, an "estimate", or
+            given ones by language. Changes no step. Ours: none.
         lr_scheduler_type: The task phase's rate: "constant" is the paper's; "linear" falls from
             lr_task to 0 at `steps`. The discriminator's and the generator's rates stay constant,
             as in the paper. Ours but for the first.
         warmup_steps: Steps at the start in which the task phase's rate rises linearly to lr_task,
             with either scheduler; the first step's is lr_task / warmup_steps. The paper has none.
         recipe: What fields get that are left open: "paper", the paper's values, or "recommended",
-            what fits the encoder (`fastadv.model_io.recommended`): rates of their own for
+            what fits the encoder (`fastadv.recommended`): rates of their own for
             fastadv-mini and e5-small, and for all others the paper's. Ours.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
@@ -146,6 +171,7 @@ class FinetuneConfig:
     lr_task: float | None = None
     lr_discriminator: float | None = None
     lr_generator: float | None = None
+    relaxation: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -161,6 +187,9 @@ class FinetuneConfig:
     source_language: str = "en"
     selection: Selection = "english_dev"
     mean_weights: bool = False
+    class_shares: ClassShares = "ignore"
+    shares_every: int = 50
+    match_shares: MatchShares | None = None
     lr_scheduler_type: Scheduler = "constant"
     warmup_steps: int = 0
     recipe: Recipe = "recommended"
@@ -175,15 +204,10 @@ class FinetuneConfig:
     # are in the fields that it fills.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
         (
-            "steps",
-            "recipe",
-            "eval_every",
-            "eval_at_start",
-            "eval_batch_size",
-            "checkpoint_every",
-            "log_every",
+            "steps", "match_shares", "recipe", "eval_every", "eval_at_start", "eval_batch_size",
+            "checkpoint_every", "log_every",
         )
-    )
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         _check(self)
@@ -202,7 +226,7 @@ class FinetuneConfig:
 
         Args:
             task: Its defaults are the paper's values.
-            recommended: Values that fit the encoder (`fastadv.model_io.recommended`), which go
+            recommended: Values that fit the encoder (`fastadv.recommended`), which go
                 before the task's defaults, unless the recipe is the paper's.
 
         Raises:
@@ -217,6 +241,11 @@ class FinetuneConfig:
         for name, default in {**settings.defaults, **chosen}.items():
             if values[name] is None:
                 values[name] = default
+        if not settings.one_class and self.class_shares != "ignore":
+            raise ValueError(
+                f"class_shares is {self.class_shares!r} for {task}, whose texts have no class "
+                "each, expected 'ignore'; match_shares matches predictions all the same"
+            )
         if values["window_overlap"] is None:
             values["window_overlap"] = values["max_length"] // 4
         if settings.windows and values["window_overlap"] >= values["max_length"] - 2:
@@ -263,10 +292,28 @@ def rate_factor(step: int, steps: int, rising: int, falling: int, final: float =
     return 1.0
 
 
-_AT_LEAST_ONE = ("steps", "batch_size", "eval_batch_size", "log_every")
+_AT_LEAST_ONE = ("steps", "shares_every", "batch_size", "eval_batch_size", "log_every")
 _AT_LEAST_ZERO = ("window_overlap", "warmup_steps", "eval_every", "checkpoint_every", "seed")
-_NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "weight_decay")
+_NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "relaxation", "weight_decay")
 _FRACTIONS = ("beta1", "beta2", "dropout", "head_dropout")
+
+
+_MATCHED = ("english", "equal", "halfway", "estimate")
+
+
+def _check_shares(name: str, value: object, words: tuple[str, ...]) -> None:
+    """Numbers are checked beside the labels, which are not known yet."""
+    allowed = ", ".join(map(repr, words))
+    given = [*value.values()] if isinstance(value, Mapping) else [value]
+    for one in given:
+        if not (one in words if isinstance(one, str) else isinstance(one, Mapping)):
+            raise ValueError(
+                f"{name} is {one!r}, expected {allowed}, or shares of the classes by language"
+            )
+        if isinstance(one, Mapping) and not all(isinstance(v, int | float) for v in one.values()):
+            raise ValueError(f"{name} is {value!r}, expected a number for every class")
+    if isinstance(value, Mapping) and not value:
+        raise ValueError(f"{name} is empty, expected shares of at least one language")
 
 
 def _check(config: FinetuneConfig) -> None:
@@ -302,6 +349,9 @@ def _check(config: FinetuneConfig) -> None:
         refuse("nonfinite_gradients", "'stop' or 'skip'")
     if config.selection not in get_args(Selection):
         refuse("selection", ", ".join(map(repr, get_args(Selection))))
+    _check_shares("class_shares", config.class_shares, ("ignore", "estimate"))
+    if config.match_shares is not None:
+        _check_shares("match_shares", config.match_shares, _MATCHED)
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")
     if config.recipe not in get_args(Recipe):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,24 @@ from fastadv.model_io.checks import checked_length, checked_tokenizer
 from fastadv.model_io.finetuned import load_model, save_model
 from fastadv.model_io.loading import load_encoder, load_tokenizer, set_dropout
 from fastadv.model_io.packaged import resolve_model
-from fastadv.model_io.recommended import resolved_for, say_recommended
 from fastadv.nn.encoder import build_encoder
 from fastadv.nn.heads import HEAD_OPERATIONS, AdversarialModel
+from fastadv.recommended import resolved_for, say_recommended
 from fastadv.records.history import History
+from fastadv.records.progress import notice
 from fastadv.run import checkpoint as checkpoints
 from fastadv.run.fit import Run
 from fastadv.run.observer import Observer
 from fastadv.run.state import restore, state_of
+from fastadv.run.target_shares import (
+    DrawnShares,
+    MatchedPredictions,
+    TargetText,
+    far_from_english,
+)
 from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
 from fastadv.selection.target_signals import TargetSignals
+from fastadv.tasks.class_shares import ClassShares, Matched
 from fastadv.tasks.classification import DocumentPrediction
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.majority import majority_class, majority_record
@@ -43,6 +52,8 @@ from fastadv.tasks.ner import SentencePrediction
 from fastadv.tasks.preparation import Preparation
 from fastadv.tasks.registry import task_of
 from fastadv.training.trainer import Trainer
+
+IGNORE = "ignore"
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,6 @@ class AdversarialFinetuner:
             (`FinetuneConfig.recipe`).
         tokenizer: A fast tokenizer; by default the model's own.
         device: Where to run; by default the GPU if there is one.
-
-    Attributes:
-        majority: The commonest class of the examples that `fit` was given, or of those that a
-            saved model was trained on; None before, for NER, and of models saved without it.
 
     Raises:
         ValueError: There is no such task, the model cannot be loaded, the tokenizer is not a fast
@@ -111,6 +118,8 @@ class AdversarialFinetuner:
         self.tokenizer = checked_tokenizer(tokenizer, encoder)
         self.config: ResolvedConfig = checked_length(resolved, encoder)
         say_recommended(config, task, model)
+        self.class_counts: Mapping[str, int] = {}
+        self.matched: dict[str, Matched] = {}
         self.preparation = Preparation(chosen, self.labels, tokenizer, self.config)
         if config.dropout is not None:
             set_dropout(encoder, encoder.config, config.dropout)
@@ -125,9 +134,16 @@ class AdversarialFinetuner:
             head_dropout=config.head_dropout,
             seed=config.seed,
             backend=config.backend,
+            relaxation=config.relaxation,
         ).to(self.device)
         self.trainer = Trainer(self.model, self.config)
-        self.majority: str | None = None
+
+    @property
+    def majority(self) -> str | None:
+        """The commonest class of the examples that `fit` was given, or of those that a saved model
+        was trained on; None before, for NER, and of models saved without their counts.
+        """
+        return majority_class(task_of(self.task), self.class_counts, self.labels)
 
     def _check_backend(self, backend: str | None, operations: Sequence[str]) -> None:
         """Refuses a backend that cannot run now, not after the data was read."""
@@ -162,7 +178,7 @@ class AdversarialFinetuner:
         wrong = unexpected + [name for name in missing if not name.startswith("encoder.")]
         if wrong:
             raise ValueError(f"{folder}: the heads file does not match the model at {wrong[0]}")
-        tuner.majority = saved.majority
+        tuner.class_counts, tuner.matched = saved.class_counts, saved.matched
         return tuner
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -172,7 +188,7 @@ class AdversarialFinetuner:
         """
         save_model(
             Path(folder), self.model, self.task, self.tokenizer, self.labels, self.config,
-            self.majority,
+            self.class_counts, self.matched,
         )  # fmt: skip
 
     def collate(self, first: Data, second: Data | None = None) -> PackedBatch:
@@ -266,18 +282,44 @@ class AdversarialFinetuner:
             OSError: The disk is full; likewise.
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
-        task, texts = self.preparation.task, dict(unlabeled or {})
-        if self.config.selection != ENGLISH_DEV:
-            # Read once, for both.
+        config, prepare, task = self.config, self.preparation, self.preparation.task
+        examples, texts = task.labeled(labeled), dict(unlabeled or {})
+        self.class_counts, self.matched = task.counts(examples), {}
+        by_shares = config.adversarial and config.class_shares != IGNORE
+        warns = config.adversarial and not by_shares and dev is not None and task.one_class
+        looks = config.selection != ENGLISH_DEV
+        if looks or by_shares or warns or config.match_shares is not None:
+            # Read once, for all who look.
             texts = {name: list(task.texts(data)) for name, data in texts.items()}
-        draws = self.preparation.draws(labeled, texts)
-        self.majority = majority_class(draws.labeled, self.labels)
-        texts.pop(self.config.source_language, None)
-        signals, size = None, self.config.eval_batch_size
-        if self.config.selection != ENGLISH_DEV and texts:
-            signals = TargetSignals(self.preparation, texts, size)
-        choice = StepChoice(self.config.selection, task.metric, signals, dev is not None)
         dev_set = None if dev is None else self.evaluation_set(dev)
+        known = ClassShares(task, self.labels, self.class_counts)
+        languages = [name for name in texts if name != config.source_language]
+        english = {name: [*known.english.values()] for name in languages} if by_shares else None
+        if by_shares and config.source_language in texts:
+            notice(
+                f"text of {config.source_language} without labels is not drawn: its classes, which "
+                "class_shares needs, are not known"
+            )
+        draws = prepare.draws(examples, texts, english)
+        signals, size = None, config.eval_batch_size
+        if languages and (looks or by_shares or warns or config.match_shares is not None):
+            signals = TargetSignals(prepare, {name: texts[name] for name in languages}, size)
+        del texts
+        choice = StepChoice(
+            config.selection, task.metric, signals if looks else None, dev is not None
+        )
+        shares, matching, warn_of_shares = None, None, None
+        if signals is not None:
+            text = TargetText(known, signals, dev_set, size)
+            if by_shares:
+                shares = DrawnShares(text, config.class_shares, languages)
+                draws.set_class_shares(shares.arrays())
+            if config.match_shares is not None:
+                matching = MatchedPredictions(text, config.match_shares, languages)
+            if warns and dev_set is not None and not known.missing(dev_set.gold):
+                warn_of_shares = partial(far_from_english, text, self.model, languages)
+        elif config.match_shares is not None:
+            raise ValueError("match_shares needs unlabelled text of a target language, found none")
         tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
         folder = None if output_dir is None else Path(output_dir)
         run = Run(
@@ -291,6 +333,9 @@ class AdversarialFinetuner:
             trackers=trackers,
             observer=observer,
             exports=export,
+            shares=shares,
+            matching=matching,
+            warn_of_shares=warn_of_shares,
             majority=majority_record(self.majority, self.labels, dev_set, tests),
         )
         return run.go(resume)
@@ -326,7 +371,8 @@ class AdversarialFinetuner:
     def _predict(self, examples: Any) -> Any:
         prepare, size = self.preparation, self.config.eval_batch_size
         dataset = prepare.tokenized(examples)
-        return prepare.task.predictions(self.model, dataset, examples, self.labels, size)
+        outputs = prepare.task.outputs(self.model, dataset, size)
+        return prepare.task.predictions(outputs, examples, self.labels)
 
     def embed(self, texts: Data) -> NDArray[np.float32]:
         """(N, H) float32: the mean-pooled embedding h̄_θ(x) of each text (paper, section 3.4)."""

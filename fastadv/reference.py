@@ -8,6 +8,7 @@ against this one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class ReferenceFinetuner:
         betas, eps: Adam's decay rates and epsilon, the same in all three optimisers.
         adversarial: False leaves out lines 7 to 18: the baseline "BERT En-labels".
         autocast: dtype of `torch.autocast` around the encoder; None for none.
+        relaxation: β of Wu, Winston, Kaushik and Lipton (ICML 2019), not of the paper: p(E = 1 | x)
+            is σ(z) / (2 + β) in both losses; 0 for σ(z).
     """
 
     def __init__(
@@ -90,9 +93,11 @@ class ReferenceFinetuner:
         eps: float = 1e-8,
         adversarial: bool = True,
         autocast: torch.dtype | None = None,
+        relaxation: float = 0.0,
     ) -> None:
         self.encoder, self.task_head, self.discriminator = encoder, task_head, discriminator
         self.task, self.adversarial, self.autocast = task, adversarial, autocast
+        self.relaxation = relaxation
 
         def adam(parameters: Iterable[Parameter], lr: float) -> torch.optim.Adam:
             return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps)
@@ -144,17 +149,27 @@ class ReferenceFinetuner:
 
     def discriminator_loss(self, other: PaddedBatch, english: PaddedBatch) -> Tensor:
         """L_D = -log p_En - log(1 - p_L), the mean over each side (lines 8 to 11)."""
-        logit_other, logit_english = self.language_logit(other), self.language_logit(english)
-        # log σ(z) and log(1 - σ(z)) = log σ(-z), the latter without cancellation.
-        return -F.logsigmoid(logit_english).mean() - F.logsigmoid(-logit_other).mean()
+        _, log_not_p = self.log_probabilities(other)
+        log_p, _ = self.log_probabilities(english)
+        return -log_p.mean() - log_not_p.mean()
 
     def generator_loss(self, other: PaddedBatch, english: PaddedBatch) -> Tensor:
         """L_G = -log(1 - p_En) - log p_L: the labels flipped (lines 14 to 17)."""
-        logit_other, logit_english = self.language_logit(other), self.language_logit(english)
-        return -F.logsigmoid(-logit_english).mean() - F.logsigmoid(logit_other).mean()
+        log_p, _ = self.log_probabilities(other)
+        _, log_not_p = self.log_probabilities(english)
+        return -log_not_p.mean() - log_p.mean()
+
+    def log_probabilities(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+        """log p and log(1 - p), (B,) each, where p is p(E = 1 | x)."""
+        z = self.language_logit(batch)
+        if self.relaxation == 0:
+            # log σ(z), and log(1 - σ(z)) = log σ(-z), the latter without cancellation.
+            return F.logsigmoid(z), F.logsigmoid(-z)
+        bound = 2 + self.relaxation
+        return F.logsigmoid(z) - math.log(bound), torch.log1p(-torch.sigmoid(z) / bound)
 
     def language_logit(self, batch: PaddedBatch) -> Tensor:
-        """w_D · h̄ + b_D, (B,): the logit of p(E = 1 | x), "this is English"."""
+        """z = w_D · h̄ + b_D, (B,): the logit of p(E = 1 | x), "this is English"."""
         return self.discriminator(mean_pool(self.hidden(batch), batch.attention_mask)).squeeze(-1)
 
     def hidden(self, batch: PaddedBatch) -> Tensor:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,8 @@ from .launch import acc_dtype, block_of, on_device
 
 @triton.jit
 def _log1p(e):
-    # log(u) e / (u - 1) with u = 1 + e undoes the rounding of u: as good as a library's log1p.
+    # log(u) e / (u - 1) with u = 1 + e undoes the rounding of u: as good as a library's log1p, for
+    # e >= -1 / 2 at least.
     u = 1.0 + e
     exact = u == 1.0
     return tl.where(exact, e, tl.log(u) * (e / tl.where(exact, 1.0, u - 1.0)))
@@ -25,7 +28,9 @@ def _log1p(e):
 def _loss_kernel(
     h, weight, bias, targets, sample_weights, losses, logits, dz, rows,
     HIDDEN: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
+    RELAXED: tl.constexpr, BOUND: tl.constexpr, LOG_BOUND: tl.constexpr,
 ):  # fmt: skip
+    # BOUND and LOG_BOUND are constants because Triton passes a number as float32.
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = i < rows
     acc_type = logits.dtype.element_ty
@@ -48,10 +53,18 @@ def _loss_kernel(
     small = e / (1.0 + e)
     positive = tl.where(z >= 0, large, small)
     negative = tl.where(z >= 0, small, large)
-    loss = c * (tl.maximum(z, 0.0) - y * z + _log1p(e))
+    if RELAXED:
+        # p <= 1 / 2, from where log1p(-p) is as good as p.
+        p = tl.full((BLOCK_N,), BOUND, acc_type) * positive
+        minus_log_p = tl.maximum(-z, 0.0) + _log1p(e) - tl.full((BLOCK_N,), LOG_BOUND, acc_type)
+        loss = c * (y * minus_log_p - (1.0 - y) * _log1p(-p))
+        slope = c * negative * ((1.0 - y) * (p / (1.0 - p)) - y)
+    else:
+        loss = c * (tl.maximum(z, 0.0) - y * z + _log1p(e))
+        slope = c * ((1.0 - y) * positive - y * negative)
     tl.store(losses + i, loss, mask=inside)
     tl.store(logits + i, z, mask=inside)
-    tl.store(dz + i, c * ((1.0 - y) * positive - y * negative), mask=inside)
+    tl.store(dz + i, slope, mask=inside)
 
 
 @triton.jit
@@ -94,7 +107,12 @@ def _grad_params_kernel(
 
 
 def linear_bce(
-    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sample_weights: Tensor | None
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    sample_weights: Tensor | None,
+    relaxation: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss (), logits (N,) and d loss / d logits (N,) of h (N, H).
 
@@ -121,6 +139,9 @@ def linear_bce(
                 HAS_WEIGHTS=sample_weights is not None,
                 BLOCK_N=block_n,
                 BLOCK_H=block_of(hidden, 256),
+                RELAXED=relaxation != 0,
+                BOUND=1 / (2 + relaxation),
+                LOG_BOUND=-math.log(2 + relaxation),
             )
     return losses.sum(), logits, dz
 

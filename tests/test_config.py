@@ -21,6 +21,7 @@ def test_defaults_are_the_papers() -> None:
     assert (words.max_length, words.window_overlap) == (128, 32)
     assert (words.beta1, words.beta2, words.eps) == (0.9, 0.999, 1e-8)
     assert words.weight_decay == 0 and words.max_grad_norm is None and words.dropout is None
+    assert words.relaxation == 0
 
 
 def test_given_values_win_over_the_tasks() -> None:
@@ -36,6 +37,9 @@ def test_given_values_win_over_the_tasks() -> None:
         {"batch_size": 0},
         {"lr_task": -1e-6},
         {"lr_generator": float("nan")},
+        {"relaxation": -0.5},
+        {"relaxation": float("nan")},
+        {"relaxation": float("inf")},
         {"beta2": 1.0},
         {"dropout": 1.0},
         {"eps": 0.0},

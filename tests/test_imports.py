@@ -19,7 +19,9 @@ ALLOWED = {
     "reference": "",
     "samples": "",
     "data": "",
+    "shares": "",
     "device": "config",
+    "recommended": "config",
     "environment": "backends",
     "ops": "backends",
     "records": "config",
@@ -28,18 +30,18 @@ ALLOWED = {
     "optim": "config backends ops batches weights",
     "nn": "config backends ops batches weights",
     "training": "config backends device ops batches weights optim nn",
-    "tasks": "config data ops batches nn",
+    "tasks": "config data ops batches shares nn",
     "model_io": "config nn tasks",
     "selection": "config nn tasks",
     "embedder": "config data device batches nn tasks model_io",
-    "run": "config device records batches nn training tasks selection model_io",
-    "finetuner": "config backends device data records batches nn training tasks selection model_io"
-    " embedder run",
+    "run": "config device records batches shares nn training tasks selection model_io",
+    "finetuner": "config recommended backends device data records batches nn training tasks"
+    " selection model_io embedder run",
     "pretraining": "config device ops records batches weights nn training tasks model_io run",
-    "experiments": "config data samples environment records batches tasks selection model_io run"
-    " finetuner",
-    "cli": "config data environment records tasks model_io embedder run finetuner pretraining"
-    " experiments",
+    "experiments": "config recommended data samples environment records batches shares nn tasks"
+    " selection run finetuner",
+    "cli": "config recommended data environment records tasks model_io embedder run finetuner"
+    " pretraining experiments",
     "__main__": "cli",
 }
 

@@ -22,6 +22,7 @@ HIDDEN = 768
 # Rows: the two halves of a batch of 32, and larger numbers, where bandwidth shows.
 ROWS = (64, 640, 5760, *((16384,) if "cuda" in DEVICES else ()))
 WAYS = ("torch", "native", "triton", "compiled", "addmv")
+RELAXATIONS = (0.0, 0.5)
 
 Bce = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -32,23 +33,26 @@ def addmv(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Ten
     return F.binary_cross_entropy_with_logits(logits, targets), logits.detach()
 
 
-def bce_of(way: str, device: str) -> Bce:
+def bce_of(way: str, device: str, relaxation: float) -> Bce:
     if way == "compiled":
-        return compiled_or_skip(linear_bce_ref)
+        return compiled_or_skip(partial(linear_bce_ref, relaxation=relaxation))
     if way == "addmv":
+        if relaxation:
+            pytest.skip("PyTorch has no bounded cross-entropy")
         return addmv
     need("linear_bce", way, device)
-    return partial(linear_bce, backend=way)
+    return partial(linear_bce, relaxation=relaxation, backend=way)
 
 
-def check(bce: Bce, leaves: list[Tensor], targets: Tensor) -> None:
+def check(bce: Bce, leaves: list[Tensor], targets: Tensor, relaxation: float) -> None:
     """Loss, logits and gradients against the reference, before anything is timed."""
 
     def run(function: Bce) -> tuple[Tensor, ...]:
         loss, logits = function(*leaves, targets)
         return (loss, logits, *torch.autograd.grad(loss, leaves))
 
-    for got, wanted in zip(run(bce), run(linear_bce_ref), strict=True):
+    reference = partial(linear_bce_ref, relaxation=relaxation)
+    for got, wanted in zip(run(bce), run(reference), strict=True):
         kind = torch.finfo(got.dtype)
         # Float32 sums of 768 or some thousand numbers near 1 in another order, rounded at most once
         # more to 16 bits: one unit in the last place.
@@ -59,18 +63,26 @@ def check(bce: Bce, leaves: list[Tensor], targets: Tensor) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("gradient", ["none", "h", "params"])
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("way", WAYS)
 def test_bench(
-    benchmark: Any, way: str, gradient: str, device: str, rows: int, dtype: torch.dtype
+    benchmark: Any,
+    way: str,
+    relaxation: float,
+    gradient: str,
+    device: str,
+    rows: int,
+    dtype: torch.dtype,
 ) -> None:
-    benchmark.group = f"{device} {rows}x{HIDDEN} {dtype} gradient of {gradient}"
-    bce = bce_of(way, device)
+    what = f"gradient of {gradient}" + (f" relaxation {relaxation}" if relaxation else "")
+    benchmark.group = f"{device} {rows}x{HIDDEN} {dtype} {what}"
+    bce = bce_of(way, device, relaxation)
     random = torch.Generator().manual_seed(rows)
     h = torch.randn(rows, HIDDEN, generator=random).to(device, dtype)
     weight = (torch.randn(HIDDEN, generator=random) / HIDDEN**0.5).to(device)
     bias = torch.zeros(1, device=device)
     targets = (torch.arange(rows, device=device) % 2).float()
-    check(bce, [x.clone().requires_grad_() for x in (h, weight, bias)], targets)
+    check(bce, [x.clone().requires_grad_() for x in (h, weight, bias)], targets, relaxation)
     leaves = {"none": [], "h": [h], "params": [weight, bias]}[gradient]
     for leaf in leaves:
         leaf.requires_grad_()

@@ -1,4 +1,6 @@
 // Linear score, sigmoid and binary cross-entropy in one, for CUDA.
+#include <cmath>
+
 #include "common.cuh"
 
 namespace fastadv {
@@ -36,14 +38,29 @@ __device__ __forceinline__ void bce(Acc z, Acc y, Acc c, Acc* loss, Acc* dz) {
   *dz = c * ((1 - y) * positive - y * negative);
 }
 
-// One warp: one row.
+// The same for p = bound * sigmoid(z) with bound <= 1 / 2, from where log1p(-p) is as good as p;
+// log_bound = log(bound). Both derivatives have the factor sigmoid(-z).
+template <typename Acc>
+__device__ __forceinline__ void relaxed_bce(Acc z, Acc y, Acc c, Acc bound, Acc log_bound,
+                                            Acc* loss, Acc* dz) {
+  const Acc magnitude = z >= 0 ? z : -z;
+  const Acc e = exp(-magnitude);
+  const Acc large = 1 / (1 + e), small = e / (1 + e);
+  const Acc positive = z >= 0 ? large : small, negative = z >= 0 ? small : large;
+  const Acc p = bound * positive;
+  const Acc minus_log_p = (z < 0 ? -z : 0) + log1p(e) - log_bound;
+  *loss = c * (y * minus_log_p - (1 - y) * log1p(-p));
+  *dz = c * negative * ((1 - y) * (p / (1 - p)) - y);
+}
+
+// One warp: one row. Without relaxation bound is 1.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     loss_kernel(const T* __restrict__ h, const acc_t<T>* __restrict__ weight,
                 const acc_t<T>* __restrict__ bias, const acc_t<T>* __restrict__ targets,
-                const acc_t<T>* __restrict__ sample_weights, int64_t rows, int64_t hidden,
-                acc_t<T>* __restrict__ losses, acc_t<T>* __restrict__ logits,
-                acc_t<T>* __restrict__ dz) {
+                const acc_t<T>* __restrict__ sample_weights, acc_t<T> bound, acc_t<T> log_bound,
+                int64_t rows, int64_t hidden, acc_t<T>* __restrict__ losses,
+                acc_t<T>* __restrict__ logits, acc_t<T>* __restrict__ dz) {
   using Acc = acc_t<T>;
   const int lane = threadIdx.x % kWarp;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
@@ -59,7 +76,11 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) {
     const Acc c = sample_weights != nullptr ? sample_weights[i] : Acc(1) / static_cast<Acc>(rows);
     logits[i] = z;
-    bce(z, targets[i], c, losses + i, dz + i);
+    if (bound == 1) {
+      bce(z, targets[i], c, losses + i, dz + i);
+    } else {
+      relaxed_bce(z, targets[i], c, bound, log_bound, losses + i, dz + i);
+    }
   }
 }
 
@@ -157,17 +178,22 @@ int64_t grad_chunks(int64_t rows) { return ceil_div<int64_t>(rows > 0 ? rows : 1
 
 template <typename T>
 void bce_forward(const T* h, const acc_t<T>* weight, const acc_t<T>* bias, const acc_t<T>* targets,
-                 const acc_t<T>* sample_weights, int64_t rows, int64_t hidden, acc_t<T>* losses,
-                 acc_t<T>* loss, acc_t<T>* logits, acc_t<T>* dz, cudaStream_t stream) {
+                 const acc_t<T>* sample_weights, double relaxation, int64_t rows, int64_t hidden,
+                 acc_t<T>* losses, acc_t<T>* loss, acc_t<T>* logits, acc_t<T>* dz,
+                 cudaStream_t stream) {
   constexpr int V = kVector<T>;
+  const auto bound = static_cast<acc_t<T>>(relaxation == 0 ? 1 : 1 / (2 + relaxation));
+  const auto log_bound = static_cast<acc_t<T>>(-std::log(2 + relaxation));
   if (rows > 0) {
     const auto blocks = blocks_for(rows, kWarps);
     if (hidden % V == 0 && aligned16(h)) {
       loss_kernel<T, V><<<blocks, kThreads, 0, stream>>>(h, weight, bias, targets, sample_weights,
-                                                         rows, hidden, losses, logits, dz);
+                                                         bound, log_bound, rows, hidden, losses,
+                                                         logits, dz);
     } else {
       loss_kernel<T, 1><<<blocks, kThreads, 0, stream>>>(h, weight, bias, targets, sample_weights,
-                                                         rows, hidden, losses, logits, dz);
+                                                         bound, log_bound, rows, hidden, losses,
+                                                         logits, dz);
     }
   }
   sum_kernel<<<1, kSumThreads, 0, stream>>>(losses, rows, loss);
@@ -205,13 +231,13 @@ void bce_grad_params(const acc_t<T>* grad, const acc_t<T>* dz, const T* h, int64
   grad_bias_kernel<<<1, kSumThreads, 0, stream>>>(grad, dz, rows, grad_bias);
 }
 
-#define FASTADV_INSTANTIATE(T)                                                                     \
-  template void bce_forward<T>(const T*, const acc_t<T>*, const acc_t<T>*, const acc_t<T>*,        \
-                               const acc_t<T>*, int64_t, int64_t, acc_t<T>*, acc_t<T>*, acc_t<T>*, \
-                               acc_t<T>*, cudaStream_t);                                           \
-  template void bce_grad_input<T>(const acc_t<T>*, const acc_t<T>*, const acc_t<T>*, int64_t,      \
-                                  int64_t, T*, cudaStream_t);                                      \
-  template void bce_grad_params<T>(const acc_t<T>*, const acc_t<T>*, const T*, int64_t, int64_t,   \
+#define FASTADV_INSTANTIATE(T)                                                                   \
+  template void bce_forward<T>(const T*, const acc_t<T>*, const acc_t<T>*, const acc_t<T>*,      \
+                               const acc_t<T>*, double, int64_t, int64_t, acc_t<T>*, acc_t<T>*,  \
+                               acc_t<T>*, acc_t<T>*, cudaStream_t);                              \
+  template void bce_grad_input<T>(const acc_t<T>*, const acc_t<T>*, const acc_t<T>*, int64_t,    \
+                                  int64_t, T*, cudaStream_t);                                    \
+  template void bce_grad_params<T>(const acc_t<T>*, const acc_t<T>*, const T*, int64_t, int64_t, \
                                    acc_t<T>*, acc_t<T>*, acc_t<T>*, cudaStream_t);
 FASTADV_INSTANTIATE(float)
 FASTADV_INSTANTIATE(double)
@@ -228,10 +254,11 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bce_cuda(
     const at::Tensor& h_in, const at::Tensor& weight_in, const at::Tensor& bias,
-    const at::Tensor& targets_in, const std::optional<at::Tensor>& sample_weights_in) {
+    const at::Tensor& targets_in, const std::optional<at::Tensor>& sample_weights_in,
+    double relaxation) {
   check_float(h_in, "h");
   TORCH_CHECK_VALUE(h_in.dim() == 2, "h has ", h_in.dim(), " dimensions, expected 2");
-  check_linear_bce(h_in, weight_in, bias, targets_in, sample_weights_in);
+  check_linear_bce(h_in, weight_in, bias, targets_in, sample_weights_in, relaxation);
   const int64_t rows = h_in.size(0), hidden = h_in.size(1);
   const c10::cuda::CUDAGuard guard(h_in.device());
   const at::Tensor h = h_in.contiguous(), weight = weight_in.contiguous();
@@ -243,10 +270,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bce_cuda(
     using T = std::remove_pointer_t<decltype(type)>;
     using Acc = acc_t<T>;
     cuda::bce_forward<T>(cuda::data<T>(h), cuda::data<Acc>(weight), cuda::data<Acc>(bias),
-                         cuda::data<Acc>(targets), data_or_null<Acc>(sample_weights), rows, hidden,
-                         cuda::mutable_data<Acc>(losses), cuda::mutable_data<Acc>(loss),
-                         cuda::mutable_data<Acc>(logits), cuda::mutable_data<Acc>(dz),
-                         c10::cuda::getCurrentCUDAStream());
+                         cuda::data<Acc>(targets), data_or_null<Acc>(sample_weights), relaxation,
+                         rows, hidden, cuda::mutable_data<Acc>(losses),
+                         cuda::mutable_data<Acc>(loss), cuda::mutable_data<Acc>(logits),
+                         cuda::mutable_data<Acc>(dz), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {loss, logits, dz};

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastadv.batches.class_sampling import ClassSampler
 from fastadv.batches.packing import PackedBatch, pack
 from fastadv.batches.sampling import MixedSampler, Sampler
 from fastadv.batches.sizes import Side, draw_within
@@ -27,6 +28,12 @@ class Draws:
         tokens_per_batch: Instead of `batch_size`, the word pieces that a task batch, or each side
             of a D or G batch, may hold; an example with more makes a batch of one. D and G
             batches keep as many texts of one side as of the other, as the paper's losses do.
+        class_shares: By language of `others` the shares of the classes, (K,): the English text
+            beside a text of that language is a labelled example of a class drawn by them. None
+            for English text as it comes, the paper's.
+
+    Raises:
+        ValueError: A share asks for a class of which there is no labelled example.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class Draws:
         batch_size: int,
         seed: int,
         tokens_per_batch: int | None = None,
+        class_shares: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.labeled, self.others = labeled, dict(others)
         self.english = [(dataset, i) for dataset in english for i in range(len(dataset))]
@@ -49,12 +57,30 @@ class Draws:
         self._pieces_english = _joined([dataset.lengths for dataset in english])
         # Task draws have a stream of their own, so that a baseline run sees the same ones.
         self._task = Sampler(len(labeled), seed, "task")
-        self._english: Sampler | None = None
+        self._english: Sampler | ClassSampler | None = None
         self._others: MixedSampler | None = None
         if self.english and others:
-            self._english = Sampler(len(self.english), seed, "english")
+            self._english = self._english_sampler(seed, class_shares)
             sizes = {language: len(dataset) for language, dataset in others.items()}
             self._others = MixedSampler(sizes, seed, "others")
+
+    def _english_sampler(
+        self, seed: int, class_shares: Mapping[str, Sequence[float]] | None
+    ) -> Sampler | ClassSampler:
+        if class_shares is None:
+            return Sampler(len(self.english), seed, "english")
+        if self.labeled.labels is None:
+            raise ValueError("found examples without a class, expected one each for class shares")
+        return ClassSampler(self.labeled.labels, class_shares, seed, "english")
+
+    def set_class_shares(self, shares: Mapping[str, Sequence[float]]) -> None:
+        """Other shares, for draws to come.
+
+        Raises:
+            ValueError: See the class.
+        """
+        assert isinstance(self._english, ClassSampler)
+        self._english.set_shares(shares)
 
     def task_batch(self) -> PackedBatch:
         """Line 2: labelled source-language text."""
@@ -84,15 +110,15 @@ class Draws:
         return draw_within(self.tokens_per_batch, *sides)
 
     @property
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, Any]:
         """Examples drawn so far from each stream; setting them resumes there."""
-        positions = {"task": self._task.position}
+        positions: dict[str, Any] = {"task": self._task.position}
         if self._english is not None and self._others is not None:
             positions |= {"english": self._english.position, "others": self._others.position}
         return positions
 
     @positions.setter
-    def positions(self, positions: Mapping[str, int]) -> None:
+    def positions(self, positions: Mapping[str, Any]) -> None:
         self._task.position = positions["task"]
         if self._english is not None and self._others is not None:
             self._english.position = positions["english"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastadv.batches.class_sampling import ClassSampler
 from fastadv.batches.sampling import MixedSampler, Sampler
 
 
@@ -25,7 +26,7 @@ class Side:
         pieces: The word pieces of what was drawn, over all windows, special tokens included.
     """
 
-    sampler: Sampler | MixedSampler
+    sampler: Sampler | MixedSampler | ClassSampler
     pieces: Callable[[Any], int]
 
 
@@ -47,7 +48,7 @@ def draw_within(budget: int, *sides: Side) -> list[list[Any]]:
     chosen: list[list[Any]] = [[] for _ in sides]
     totals = [0] * len(sides)
     while True:
-        before = [side.sampler.position for side in sides]
+        before: list[Any] = [side.sampler.position for side in sides]
         for place, side in enumerate(sides):
             (example,) = side.sampler.draw(1)
             chosen[place].append(example)

@@ -57,9 +57,9 @@ def run(options: Namespace) -> None:
     size = tuner.config.eval_batch_size
     reports, majority = {}, {}
     for name, data in files.items():
-        prepared = tuner.evaluation_set(data)
-        reports[name] = prepared.report(tuner.model, tuner.labels, size)
-        if (least := majority_scores(prepared, tuner.majority, tuner.labels)) is not None:
+        examples = tuner.evaluation_set(data)
+        reports[name] = examples.report(examples.outputs(tuner.model, size), tuner.labels)
+        if (least := majority_scores(examples, tuner.majority, tuner.labels)) is not None:
             majority[name] = least
     scores = {name: report.scores() for name, report in reports.items()}
     details = {n: report.details() for n, report in reports.items()} if options.details else {}

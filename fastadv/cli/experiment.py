@@ -84,7 +84,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     from fastadv.experiments.experiment import Experiment
     from fastadv.experiments.report import write_report
-    from fastadv.model_io.recommended import say_recommended
+    from fastadv.recommended import say_recommended
 
     plan = _plan(options)
     hush(options.quiet)

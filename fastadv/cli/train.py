@@ -218,7 +218,8 @@ def _tell(options: Namespace, histories: Mapping[str, History], output: Path) ->
     if table:
         print(table)
     try:
-        plot_curves(output / "curves.png", histories, options.task)
+        relaxation = options.config.relaxation
+        plot_curves(output / "curves.png", histories, options.task, relaxation)
         print(f"curves {output / 'curves.png'}")
     except ImportError as error:
         print(f"no curves.png: {one_line(error)}", file=sys.stderr)

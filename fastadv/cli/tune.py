@@ -87,7 +87,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     from fastadv.experiments.tuning import RATES, Search, Trial, best_of, propose
-    from fastadv.model_io.recommended import resolved_for, say_recommended
+    from fastadv.recommended import resolved_for, say_recommended
 
     config = settings_of(options)
     if options.trials < 1:

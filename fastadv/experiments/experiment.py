@@ -235,9 +235,9 @@ def _refuse_other(written: Path, plan: ExperimentPlan) -> None:
 
 def _deciding(plan: ExperimentPlan) -> dict[str, Any]:
     """What decides the results: numbers, and not the recipe that they are from."""
-    config = dataclasses.asdict(plan.resolved())
-    del config["recipe"]
-    return {**plan.as_json(), "config": config}
+    found = dataclasses.replace(plan, config=plan.resolved()).as_json()
+    del found["config"]["recipe"]
+    return found
 
 
 @contextmanager

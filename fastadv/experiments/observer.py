@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.batches.tokenization import TokenizedDataset
-from fastadv.data import Document, Sentence
+from fastadv.batches.tokenization import TokenizedDataset, tokenize_documents
+from fastadv.data import Data, Document, Sentence, as_texts
 from fastadv.finetuner import AdversarialFinetuner
+from fastadv.nn.heads import AdversarialModel
+from fastadv.run.observer import Tested
 from fastadv.selection import (
     discriminator_scores,
     probe_accuracy,
     soft_neighborhood_density,
 )
 from fastadv.selection.target_signals import TargetSignals, signals_of, spread
+from fastadv.shares.estimate import total_variation
+from fastadv.tasks.class_shares import NAMED, ClassShares, matched_outputs
+from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.inference import embeddings
 from fastadv.tasks.metrics import median_cosine
+from fastadv.tasks.task import Outputs
 
 Records = Sequence[Document] | Sequence[Sentence]
 
@@ -45,46 +52,107 @@ class ExperimentObserver:
 
     Args:
         tuner: The finetuner whose model is observed; texts are tokenised now, once.
-        source: Held-out text of the source language.
+        source: Labelled examples of the source language that are not trained on.
         targets: Texts by language.
+        known: The classes, and shares of the source language.
+        shares: By language and by what they are called, shares known from labels.
     """
 
     def __init__(
         self,
         tuner: AdversarialFinetuner,
-        source: Records,
+        source: Data,
         targets: Mapping[str, TargetTexts],
+        known: ClassShares,
+        shares: Mapping[str, Mapping[str, Mapping[str, float]]],
     ) -> None:
         read, size = tuner.preparation.unlabeled, tuner.config.eval_batch_size
         self._tuner, self._targets = tuner, targets
         unlabeled = {name: t.unlabeled for name, t in targets.items()}
         self._predictions = TargetSignals(tuner.preparation, unlabeled, size)
+        self._pairs = {
+            name: [
+                tokenize_documents(
+                    tuner.tokenizer, as_texts(texts, Document), None, tuner.config.max_length
+                )
+                for texts in target.pairs
+            ]
+            for name, target in targets.items()
+            if target.pairs is not None
+        }
         self._heldout = {name: read(t.heldout) for name, t in targets.items()}
-        self._source = read(spread(source))
+        self._source = read(spread(list(tuner.preparation.task.texts(source))))
+        self._dev, self._known, self._shares = tuner.evaluation_set(source), known, shares
+        self._estimable = not known.missing(self._dev.gold)
 
-    def observe(self, step: int) -> dict[str, dict[str, float]]:
-        """{language: {signal: value}}; see `fastadv.selection` for what the signals are."""
-        english = self._embed(self._source)
-        return {name: self._signals(name, english) for name in self._targets}
+    def observe(
+        self, step: int, model: AdversarialModel, tested: Tested
+    ) -> dict[str, dict[str, Any]]:
+        """{language: {signal: value}}; see `fastadv.selection` for what the signals are.
 
-    def _signals(self, name: str, english: NDArray[np.float32]) -> dict[str, float]:
+        Beside them "matched" has the scores of predictions matched to shares, "shares" those that
+        were estimated, "trust" how far, and "unshrunk" the estimate before that.
+        """
+        english = self._embed(model, self._source)
+        dev = self._dev.outputs(model, self._tuner.config.eval_batch_size)
+        return {
+            name: self._signals(model, name, english)
+            | self._matched(model, name, dev, tested[name])
+            for name in self._targets
+        }
+
+    def _matched(
+        self,
+        model: AdversarialModel,
+        name: str,
+        dev: Outputs,
+        tested: tuple[EvaluationSet, Outputs],
+    ) -> dict[str, Any]:
+        known, labels = self._known, self._tuner.labels
+        text = self._predictions.outputs(model, name)
+        ways = {way: known.named(way) for way in NAMED}
+        found: dict[str, Any] = {}
+        if self._estimable:
+            ways["estimate"], estimate = known.estimated(dev, self._dev.gold, text)
+            found = {
+                "shares": ways["estimate"],
+                "unshrunk": estimate.unshrunk.tolist(),
+                "trust": estimate.trust,
+                "confidence_drop": estimate.confidence_drop,
+            }
+        test, outputs = tested
+        scores = {}
+        for way, shares in (ways | dict(self._shares[name])).items():
+            constants = known.match(text, shares).constants
+            scores[way] = test.report(matched_outputs(outputs, constants), labels).scores()
+        found["matched"] = scores
+        if (truth := self._shares[name].get("oracle")) is not None:
+            found["share_error"] = {
+                way: total_variation([*shares.values()], [*truth.values()])
+                for way, shares in (ways | {"counted": self._shares[name]["counted"]}).items()
+            }
+        return found
+
+    def _signals(
+        self, model: AdversarialModel, name: str, english: NDArray[np.float32]
+    ) -> dict[str, Any]:
         tuner = self._tuner
-        probabilities = self._predictions.probabilities(tuner.model, name)
-        others = self._embed(self._heldout[name])
+        probabilities = self._predictions.probabilities(model, name)
+        others = self._embed(model, self._heldout[name])
         signals = signals_of(probabilities) | {
             "neighborhood_density": soft_neighborhood_density(probabilities),
             "probe_accuracy": probe_accuracy(others, english),
         }
         if tuner.config.adversarial:
-            scores = tuner.model.discriminator.scores
-            accuracy, loss = discriminator_scores(scores(others), scores(english))
+            scores = model.discriminator.scores
+            accuracy, loss = discriminator_scores(
+                scores(others), scores(english), tuner.config.relaxation
+            )
             signals |= {"discriminator_accuracy": accuracy, "discriminator_loss": loss}
-        if (pairs := self._targets[name].pairs) is not None:
-            signals["alignment"] = median_cosine(*(tuner.embed(texts) for texts in pairs))
+        if (pairs := self._pairs.get(name)) is not None:
+            signals["alignment"] = median_cosine(*(self._embed(model, texts) for texts in pairs))
         return signals
 
-    def _embed(self, dataset: TokenizedDataset) -> NDArray[np.float32]:
+    def _embed(self, model: AdversarialModel, dataset: TokenizedDataset) -> NDArray[np.float32]:
         config = self._tuner.config
-        return embeddings(
-            self._tuner.model.encoder, dataset, config.eval_batch_size, config.backend
-        )
+        return embeddings(model.encoder, dataset, config.eval_batch_size, config.backend)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastadv.config import FinetuneConfig, ResolvedConfig, TaskName
 from fastadv.data import DataFile
-from fastadv.model_io.recommended import resolved_for
+from fastadv.recommended import resolved_for
 
 BASELINE, ADVERSARIAL = "baseline", "adversarial"
+SharesFrom = Literal["config", "estimate", "counted", "oracle"]
+"""Where an arm's class shares are from: its settings, an estimate, some labelled texts of the
+target language (few-shot), or all labels of its text (not allowed: a bound).
+"""
 SEEDS = (0, 1, 2, 3)
 """As many runs as the paper averages over (section 3.1)."""
 
@@ -57,23 +61,46 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """One of the conditions that an experiment compares.
+
+    Attributes:
+        name: Its name in tables and folders.
+        adversarial: Whether it has the discriminator and generator phases.
+        shares: Where the class shares of its draws are from.
+        config: Settings that differ from the experiment's.
+    """
+
+    name: str
+    adversarial: bool = True
+    shares: SharesFrom = "config"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARMS = (Arm(BASELINE, adversarial=False), Arm(ADVERSARIAL))
+"""The paper's two."""
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """One training run.
 
     Attributes:
-        condition: "baseline" (the paper's "BERT En-labels") or "adversarial".
-        languages: Targets that it is scored on; an adversarial run has one, and trains on its text.
+        condition: The name of its arm, such as "baseline" (the paper's "BERT En-labels").
+        languages: Targets that it is scored on; with the adversary it trains on their text.
         seed: `FinetuneConfig.seed`.
+        own: Whether it is for one language alone.
     """
 
     condition: str
     languages: tuple[str, ...]
     seed: int
+    own: bool = False
 
     @property
     def name(self) -> str:
         """A name that is unique in an experiment, also of the run's folder."""
-        part = [self.languages[0]] if self.condition == ADVERSARIAL else []
+        part = [self.languages[0]] if self.own else []
         return "-".join([self.condition, *part, str(self.seed)])
 
 
@@ -91,6 +118,12 @@ class ExperimentPlan:
         config: Settings of every run, except `seed`, `adversarial` and `source_language`.
         threads: Threads of a run on the CPU; None for as many as there are cores for it.
         paper: "mldoc" or "conll" where the paper has numbers to show next to ours.
+        arms: The conditions, the baseline first.
+        together: Whether one run trains on the text of all targets; else each target has a run of
+            its own, as in the paper.
+        counted: Labelled texts of a target language whose classes are counted, for arms and
+            matched predictions that are marked as few-shot; with them and with "oracle", labels of
+            `unlabeled` are read, and used for nothing else. None leaves both out.
     """
 
     name: str
@@ -102,8 +135,26 @@ class ExperimentPlan:
     config: FinetuneConfig
     threads: int | None = None
     paper: str | None = None
+    arms: tuple[Arm, ...] = ARMS
+    together: bool = False
+    counted: int | None = None
 
     def __post_init__(self) -> None:
+        arms = [arm.name for arm in self.arms]
+        if not arms or arms[0] != BASELINE or self.arms[0].adversarial or len({*arms}) < len(arms):
+            raise ValueError(
+                f"found the arms {', '.join(arms) or 'none'}, expected {BASELINE!r} without the "
+                "adversary first, and each name once"
+            )
+        for arm in self.arms:
+            if self.counted is None and arm.shares in ("counted", "oracle"):
+                raise ValueError(
+                    f"arm {arm.name}: shares are {arm.shares}, expected the experiment to say how "
+                    "many labelled texts may be counted: counted"
+                )
+            dataclasses.replace(self.config, **arm.config)
+        if self.counted is not None and self.counted < 1:
+            raise ValueError(f"counted is {self.counted}, expected at least 1")
         names = [target.language for target in self.targets]
         if not names or len({*names, self.source.language}) <= len(names):
             raise ValueError(
@@ -124,27 +175,36 @@ class ExperimentPlan:
             raise ValueError(f"found {self.threads} threads, expected at least 1")
 
     def runs(self) -> list[RunPlan]:
-        """Every run: one baseline per seed, and one adversarial run per seed and target, as in the
-        paper's tables, whose baseline is the same for all languages.
+        """Every run: one baseline per seed, and for each other arm one run per seed and target, as
+        in the paper's tables, whose baseline is the same for all languages; or one per seed.
         """
         names = tuple(target.language for target in self.targets)
-        found = [RunPlan(BASELINE, names, seed) for seed in self.seeds]
-        found += [RunPlan(ADVERSARIAL, (name,), seed) for name in names for seed in self.seeds]
+        found: list[RunPlan] = []
+        for arm in self.arms:
+            own = arm.adversarial and not self.together
+            for languages in [(name,) for name in names] if own else [names]:
+                found += [RunPlan(arm.name, languages, seed, own) for seed in self.seeds]
         return found
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
 
     def target(self, language: str) -> Target:
         return next(target for target in self.targets if target.language == language)
 
     def settings(self, run: RunPlan) -> FinetuneConfig:
         """The settings of one run."""
-        return dataclasses.replace(
-            self.config,
-            seed=run.seed,
-            adversarial=run.condition == ADVERSARIAL,
-            source_language=self.source.language,
-            eval_at_start=True,
-            mean_weights=True,
-        )
+        arm = self.arm(run.condition)
+        common = {
+            "seed": run.seed,
+            "adversarial": arm.adversarial,
+            "source_language": self.source.language,
+            "eval_at_start": True,
+            "mean_weights": True,
+        }
+        if arm.shares == "estimate":
+            common["class_shares"] = "estimate"
+        return dataclasses.replace(self.config, **(dict(arm.config) | common))
 
     def resolved(self) -> ResolvedConfig:
         """The settings with what is left open filled in, as the runs have them."""
@@ -178,6 +238,8 @@ class ExperimentPlan:
         values["seeds"] = tuple(found["seeds"])
         # Before there was a recipe, fields that were left open had the paper's values.
         values["config"] = FinetuneConfig(**{"recipe": "paper", **found["config"]})
+        # Plans of before there were arms have the paper's two.
+        values["arms"] = tuple(Arm(**arm) for arm in found["arms"]) if "arms" in found else ARMS
         return cls(**values)
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from fastadv.config import FinetuneConfig
 from fastadv.data import DataFile
 from fastadv.data.data_file import is_hub_name
-from fastadv.experiments.plan import SEEDS, ExperimentPlan, Source, Target
+from fastadv.experiments.plan import (
+    ARMS,
+    SEEDS,
+    Arm,
+    ExperimentPlan,
+    SharesFrom,
+    Source,
+    Target,
+)
 
 _NEEDED = {"name", "task", "model", "source", "targets"}
-_KNOWN = _NEEDED | {"seeds", "config", "threads"}
+_KNOWN = _NEEDED | {"seeds", "config", "threads", "arms", "together", "counted"}
+_ARM = {"adversarial", "shares", "config"}
 _SOURCE = {"language", "train", "dev", "test"}
 _TARGET_NEEDED = {"unlabeled", "test"}
 _TARGET = _TARGET_NEEDED | {"heldout", "translations"}
@@ -25,7 +34,8 @@ def read_plan(path: Path, folder: Path | None = None) -> ExperimentPlan:
 
     Its keys are `name`, `task`, `model`, `source` (with `language`, `train`, `dev`, `test`),
     `targets` (by language: `unlabeled`, `test`, and perhaps `heldout` and `translations`, a list
-    of two files), and perhaps `seeds`, `threads` and `config` (fields of `FinetuneConfig`). A data
+    of two files), and perhaps `seeds`, `threads`, `config` (fields of `FinetuneConfig`), `arms` (by
+    name: fields of `Arm`), `together` and `counted` (see `ExperimentPlan`). A data
     file is a path, or a mapping with `path` and fields of `DataFile`.
 
     Args:
@@ -78,7 +88,25 @@ def _plan(found: Any, base: Path) -> ExperimentPlan:
         seeds=tuple(_whole_numbers(found.get("seeds", SEEDS))),
         config=FinetuneConfig(**found.get("config") or {}),
         threads=found.get("threads"),
+        arms=_arms(found["arms"]) if "arms" in found else ARMS,
+        together=bool(found.get("together", False)),
+        counted=found.get("counted"),
     )
+
+
+def _arms(found: Any) -> tuple[Arm, ...]:
+    _check("arms", found)
+    arms = []
+    for name, fields in found.items():
+        _check(f"arm {name}", fields or {}, set(), _ARM)
+        values = dict(fields or {})
+        if (shares := values.get("shares", "config")) not in get_args(SharesFrom):
+            raise ValueError(
+                f"arm {name}: found shares {shares!r}, expected one of "
+                f"{', '.join(get_args(SharesFrom))}"
+            )
+        arms.append(Arm(str(name), **values))
+    return tuple(arms)
 
 
 def _whole_numbers(found: Any) -> list[int]:

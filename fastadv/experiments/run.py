@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastadv.batches.sampling import Sampler
 from fastadv.data import read_pairs
 from fastadv.experiments.observer import ExperimentObserver, TargetTexts
-from fastadv.experiments.plan import ADVERSARIAL, BASELINE, ExperimentPlan, RunPlan, Target
+from fastadv.experiments.plan import ExperimentPlan, RunPlan, Target
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.records.history import History
 from fastadv.run.checkpoint import previous_of
 from fastadv.run.files import write_atomically
 from fastadv.run.folder import CHECKPOINT, METRICS
+from fastadv.tasks.class_shares import ClassShares
 from fastadv.tasks.registry import task_of
 from fastadv.tasks.task import Task
 
@@ -39,22 +42,29 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         torch.set_num_threads(plan.threads)
     task = task_of(plan.task)
     texts = {name: _texts(task, plan.target(name)) for name in run.languages}
-    tuner = AdversarialFinetuner(
-        plan.model,
-        plan.task,
-        task.labels_of(plan.source.train),
+    arm, settings, labels = (
+        plan.arm(run.condition),
         plan.settings(run),
+        task.labels_of(plan.source.train),
     )
+    known = ClassShares(task, labels, task.counts(task.labeled(plan.source.train)))
+    shares = {name: _label_shares(plan, known, name, run.seed) for name in run.languages}
+    if arm.shares in ("counted", "oracle"):
+        drawn_by = {name: found[arm.shares] for name, found in shares.items()}
+        settings = dataclasses.replace(settings, class_shares=drawn_by)
+    tuner = AdversarialFinetuner(plan.model, plan.task, labels, settings)
     observer = ExperimentObserver(
         tuner,
-        list(task.texts(plan.source.dev)),
+        plan.source.dev,
         {name: observed for name, (_, observed) in texts.items()},
+        known,
+        shares,
     )
     tests = {name: plan.target(name).test for name in run.languages}
-    if run.condition == BASELINE:
+    if not arm.adversarial:
         # No table has the source language's score of adversarial runs; its test set may be large.
         tests = {plan.source.language: plan.source.test} | tests
-    unlabeled = {n: trained for n, (trained, _) in texts.items() if run.condition == ADVERSARIAL}
+    unlabeled = {n: trained for n, (trained, _) in texts.items() if arm.adversarial}
     history = tuner.fit(
         plan.source.train,
         unlabeled,
@@ -67,7 +77,7 @@ def perform(plan: ExperimentPlan, run: RunPlan, folder: Path, quiet: bool = Fals
         export=False,
     )
     mean = next(record for record in history.records if record["kind"] == "mean")
-    averaged = {"evaluations": mean["evaluations"], "test": mean["test"]}
+    averaged = {name: mean[name] for name in ("evaluations", "test", "observed")}
     write_atomically(folder / RESULT, json.dumps(_result(plan, run, history, averaged)) + "\n")
     remove_checkpoints(folder)
 
@@ -98,6 +108,22 @@ def _texts(task: Task, target: Target) -> tuple[Any, TargetTexts]:
         trained = [t for number, t in enumerate(unlabeled) if number % HELDOUT_EVERY]
     pairs = None if target.translations is None else read_pairs(*target.translations)
     return trained, TargetTexts(trained, heldout, pairs)
+
+
+def _label_shares(
+    plan: ExperimentPlan, known: ClassShares, language: str, seed: int
+) -> dict[str, dict[str, float]]:
+    """Shares that need labels of the language: all of its text's, and those of some."""
+    if plan.counted is None:
+        return {}
+    labeled = known.task.labeled(plan.target(language).unlabeled)
+    chosen = Sampler(len(labeled), seed, f"counted/{language}").draw(
+        min(plan.counted, len(labeled))
+    )
+    return {
+        "oracle": known.counted(labeled),
+        "counted": known.counted([labeled[int(i)] for i in chosen]),
+    }
 
 
 def _result(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from fastadv.config import FinetuneConfig, TaskName
 from fastadv.model_io.loading import load_encoder, load_tokenizer, one_line, quiet_transformers
 from fastadv.nn.heads import AdversarialModel
+from fastadv.tasks.class_shares import Matched
 from fastadv.tasks.registry import TASKS, task_of
 
 FORMAT = "fastadv-model-1"
@@ -36,7 +38,8 @@ class SavedModel:
     config: FinetuneConfig
     heads: dict[str, torch.Tensor]
     tokenizer: Any
-    majority: str | None = None
+    class_counts: dict[str, int]
+    matched: dict[str, Matched]
 
 
 def save_model(
@@ -46,14 +49,15 @@ def save_model(
     tokenizer: Any,
     labels: Sequence[str],
     config: FinetuneConfig,
-    majority: str | None = None,
+    class_counts: Mapping[str, int],
+    matched: Mapping[str, Matched],
 ) -> None:
     """Writes config.json, model.safetensors (float32), the tokenizer's files, and our heads.
 
     The encoder loads with `AutoModel`, and where the task named `task` has an `auto_model`, the
     whole model with that: for NER `AutoModelForTokenClassification`. What has no place there (the
-    document head over mean-pooled pieces, the discriminator) goes into `fastadv_heads.safetensors`.
-    `majority` is the commonest class of the training labels, kept in the card if there is one.
+    document head over mean-pooled pieces, the discriminator) goes into `fastadv_heads.safetensors`,
+    and the constants of matched predictions into `fastadv.json`.
     """
     auto_model = task_of(task).auto_model
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,15 @@ def save_model(
         "task": task,
         "labels": list(labels),
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k in fields},
-    } | ({} if majority is None else {"majority": majority})
+        "class_counts": dict(class_counts),
+        "matched": {
+            language: {
+                "shares": one.shares,
+                "constants": dict(zip(labels, one.constants.tolist(), strict=True)),
+            }
+            for language, one in matched.items()
+        },
+    }
     (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -103,7 +115,15 @@ def load_model(folder: Path) -> SavedModel:
         FinetuneConfig(**card["config"]),
         heads,
         load_tokenizer(folder),
-        card.get("majority"),
+        # Models saved before these were kept have none.
+        dict(card.get("class_counts", {})),
+        {
+            language: Matched(
+                dict(one["shares"]),
+                np.array([one["constants"][label] for label in card["labels"]], np.float64),
+            )
+            for language, one in card.get("matched", {}).items()
+        },
     )
 
 
@@ -124,8 +144,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
         FinetuneConfig(**card["config"])
         if card["task"] not in TASKS or not all(isinstance(n, str) for n in card["labels"]):
             raise ValueError("found an unknown task or labels that are not names")
-        if card.get("majority") not in (None, *card["labels"]):
-            raise ValueError(f"found the majority {card['majority']!r}, expected a label")
+        for one in card.get("matched", {}).values():
+            if one["constants"].keys() != set(card["labels"]) or not one["shares"]:
+                raise ValueError("found matched predictions of other labels")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected what fastadv saves beside a model: {one_line(error)}"

@@ -46,16 +46,34 @@ class LanguageDiscriminator(nn.Linear):
         std: Standard deviation of the initial weights, which are normal.
         seed: The seed of the initial weights.
         backend: Backend of `linear_bce`; None for the default.
+        relaxation: β of the bounded p = σ(w_D · h̄_θ(x) + b_D) / (2 + β), with which both losses
+            leave alone what is at most 1 + β times as dense in other languages as in English (Wu,
+            Winston, Kaushik and Lipton, ICML 2019; see `linear_bce`). 0 for no bound, as above.
     """
 
-    def __init__(self, hidden_size: int, std: float, seed: int, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        std: float,
+        seed: int,
+        backend: str | None = None,
+        relaxation: float = 0.0,
+    ) -> None:
         super().__init__(hidden_size, 1)
         draw_weights(self, std, seed)
         self.backend = backend
+        self.relaxation = relaxation
 
     def loss(self, features: Tensor, draw: PackedBatch) -> Discrimination:
         """L_D (Algorithm 1, lines 9 to 11): the mean of -log p over the English texts plus the
         mean of -log(1 - p) over the others.
+
+        The accuracy counts a text as English where its logit z is above 0: where p > 1/2 or, with
+        relaxation, where p is above half of its bound. A trained discriminator takes every text
+        that it need not tell apart towards the bound itself, which no finite z reaches, so that the
+        bound cannot be the threshold. At half of it the losses push half as hard as they can, and
+        others are taken to be 3 + 2β times as dense as English. So 50% means that no text is found
+        to be far beyond 1 + β, and 100% that all of the other languages is.
 
         Args:
             features: (B, H), h̄ of the texts; they get no gradient.
@@ -66,7 +84,13 @@ class LanguageDiscriminator(nn.Linear):
         """
         english = _english(draw)
         loss, logits = discriminator_loss(
-            features, english, self.weight, self.bias, draw.counted, backend=self.backend
+            features,
+            english,
+            self.weight,
+            self.bias,
+            draw.counted,
+            self.relaxation,
+            backend=self.backend,
         )
         right = ((logits > 0) == english).float()
         if draw.counted is None:
@@ -78,12 +102,20 @@ class LanguageDiscriminator(nn.Linear):
         the same as for `loss`; gradients go to the features alone.
         """
         loss, _ = generator_loss(
-            features, _english(draw), self.weight, self.bias, draw.counted, backend=self.backend
+            features,
+            _english(draw),
+            self.weight,
+            self.bias,
+            draw.counted,
+            self.relaxation,
+            backend=self.backend,
         )
         return loss
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """w_D · h̄ + b_D for features (N, H) on the host, (N,) float32: positive for English."""
+        """w_D · h̄ + b_D for features (N, H) on the host, (N,) float32: positive for English,
+        with relaxation too (see `loss`).
+        """
         weight, bias = (p.detach().float().cpu().numpy() for p in (self.weight[0], self.bias))
         result: NDArray[np.float32] = features @ weight + bias
         return result

@@ -34,6 +34,7 @@ class AdversarialModel(nn.Module):
         head_dropout: Dropout on the task head's input.
         seed: Seed of both projections' initial weights.
         backend: Backend of the operations; None for the default.
+        relaxation: The discriminator's.
     """
 
     def __init__(
@@ -44,12 +45,15 @@ class AdversarialModel(nn.Module):
         head_dropout: float = 0.0,
         seed: int = 0,
         backend: str | None = None,
+        relaxation: float = 0.0,
     ) -> None:
         super().__init__()
         std = float(getattr(encoder.config, "initializer_range", 0.02))
         self.encoder = encoder
         self.task_head = output_projection(encoder.hidden_size, num_labels, std, 2 * seed)
-        self.discriminator = LanguageDiscriminator(encoder.hidden_size, std, 2 * seed + 1, backend)
+        self.discriminator = LanguageDiscriminator(
+            encoder.hidden_size, std, 2 * seed + 1, backend, relaxation
+        )
         self.by_token = by_token
         self.head_dropout = head_dropout
         self.backend = backend

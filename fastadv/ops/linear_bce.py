@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,13 +16,25 @@ from fastadv.ops.dtypes import acc_dtype, check_float, check_like
 
 
 def linear_bce_ref(
-    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sample_weights: Tensor | None = None
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    sample_weights: Tensor | None = None,
+    relaxation: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """What `linear_bce` computes, in plain PyTorch."""
     dtype = acc_dtype(h.dtype)
     # Elementwise, not a matrix product, which autocast would round to 16 bits.
     logits = (h.to(dtype) * weight.reshape(-1).to(dtype)).sum(1) + bias.reshape(()).to(dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, targets.to(dtype), reduction="none")
+    targets = targets.to(dtype)
+    if relaxation == 0:
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    else:
+        # log((1 - p) / p), where for the bounded p the ratio is 1 + b + (2 + b) exp(-z).
+        least = torch.full_like(logits, math.log1p(relaxation))
+        log_ratio = torch.logaddexp(least, math.log(2 + relaxation) - logits)
+        losses = -targets * F.logsigmoid(-log_ratio) - (1 - targets) * F.logsigmoid(log_ratio)
     if sample_weights is None:
         loss = losses.sum() / max(h.shape[0], 1)
     else:
@@ -35,38 +48,46 @@ def linear_bce(
     bias: Tensor,
     targets: Tensor,
     sample_weights: Tensor | None = None,
+    relaxation: float = 0.0,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted binary cross-entropy of the linear scores z_i = h_i . weight + bias.
 
-    loss = sum_i c_i (softplus(z_i) - y_i z_i), which is -c_i log p_i for y_i = 1 and
-    -c_i log(1 - p_i) for y_i = 0, where p = sigmoid(z) as in Algorithm 1 of Keung, Lu and Bhardwaj
-    (2019); computed without overflow for any finite z.
+    loss = sum_i c_i (-y_i log p_i - (1 - y_i) log(1 - p_i)), computed without overflow for any
+    finite z. With relaxation 0, p = sigmoid(z) as in Algorithm 1 of Keung, Lu and Bhardwaj (2019).
+
+    With relaxation b > 0, p = sigmoid(z) / (2 + b), so that (1 - p) / p, which estimates how many
+    times as dense the rows of label 0 are as those of label 1, is never below 1 + b: the relaxed
+    Jensen-Shannon form of Wu, Winston, Kaushik and Lipton, "Domain Adaptation with
+    Asymmetrically-Relaxed Distribution Alignment" (ICML 2019). The best p is the unbounded one
+    where that is below 1 / (2 + b), and 1 / (2 + b) elsewhere: rows are told apart only where label
+    0 is more than 1 + b times as dense. Zero is a switch and no limit: for any b > 0, p < 1/2.
 
     h is (N, H) float32, bfloat16, float16 or float64; weight (H,) or (1, H); bias () or (1,);
-    targets y (N,) in [0, 1]; sample_weights c (N,), 1/N each if None.
+    targets y (N,) in [0, 1]; sample_weights c (N,), 1/N each if None; relaxation finite and >= 0.
 
     Returns:
         loss () and logits z (N,), float32 (float64 for float64 h).  h, weight and bias get
         gradients through the loss, in their own dtypes; the logits carry none.
 
     Raises:
-        ValueError: A shape or device does not fit; targets or sample_weights require a gradient.
+        ValueError: A shape or device does not fit; targets or sample_weights require a gradient;
+            relaxation is negative or not finite.
         RuntimeError: The backend asked for cannot run.
     """
-    _check(h, weight, bias, targets, sample_weights)
+    _check(h, weight, bias, targets, sample_weights, relaxation)
     chosen = backends.resolve("linear_bce", h.device, backend)
     if chosen == "torch":
-        return linear_bce_ref(h, weight, bias, targets, sample_weights)
+        return linear_bce_ref(h, weight, bias, targets, sample_weights, relaxation)
     dtype = acc_dtype(h.dtype)
     weight, bias = weight.reshape(-1).to(dtype), bias.reshape(1).to(dtype)
     targets = targets.to(dtype)
     sample_weights = None if sample_weights is None else sample_weights.to(dtype)
     if torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _LinearBce.apply(h, weight, bias, targets, sample_weights, chosen)
+        return _LinearBce.apply(h, weight, bias, targets, sample_weights, relaxation, chosen)
     loss, logits, _ = backends.kernels("linear_bce", chosen).linear_bce(
-        h, weight, bias, targets, sample_weights
+        h, weight, bias, targets, sample_weights, relaxation
     )
     return loss, logits
 
@@ -77,6 +98,7 @@ def discriminator_loss(
     weight: Tensor,
     bias: Tensor,
     counted: Tensor | None = None,
+    relaxation: float = 0.0,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -84,11 +106,13 @@ def discriminator_loss(
 
     The mean of -log p over the English rows plus the mean of -log(1 - p) over the others; a side
     without rows adds nothing.  h is (N, H), english (N,) bool, counted (N,) bool, False where a row
-    is on neither side; weight, bias, results and errors as in `linear_bce`.  Gradients go to weight
-    and bias alone.
+    is on neither side; weight, bias, relaxation, results and errors as in `linear_bce`.  Gradients
+    go to weight and bias alone.
     """
     targets, sample_weights = _targets(h, english, counted)
-    return linear_bce(h.detach(), weight, bias, targets, sample_weights, backend=backend)
+    return linear_bce(
+        h.detach(), weight, bias, targets, sample_weights, relaxation, backend=backend
+    )
 
 
 def generator_loss(
@@ -97,17 +121,19 @@ def generator_loss(
     weight: Tensor,
     bias: Tensor,
     counted: Tensor | None = None,
+    relaxation: float = 0.0,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """L_G of Algorithm 1 (lines 13 to 18): `discriminator_loss` with its labels flipped.
 
     The mean of -log(1 - p) over the English rows plus the mean of -log p over the others.
-    Gradients go to h alone.
+    Gradients go to h alone.  With relaxation they vanish at p's bound, as the discriminator's do.
+    Flipped labels are Algorithm 1's; Wu et al. (2019) raise the discriminator's loss instead.
     """
     targets, sample_weights = _targets(h, english, counted)
     return linear_bce(
-        h, weight.detach(), bias.detach(), 1 - targets, sample_weights, backend=backend
+        h, weight.detach(), bias.detach(), 1 - targets, sample_weights, relaxation, backend=backend
     )
 
 
@@ -129,7 +155,12 @@ def _targets(h: Tensor, english: Tensor, counted: Tensor | None) -> tuple[Tensor
 
 
 def _check(
-    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sample_weights: Tensor | None
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    sample_weights: Tensor | None,
+    relaxation: float,
 ) -> None:
     check_float(h, "h")
     if h.dim() != 2:
@@ -142,6 +173,8 @@ def _check(
         check_like(sample_weights, (rows,), h, "sample_weights")
     if targets.requires_grad or (sample_weights is not None and sample_weights.requires_grad):
         raise ValueError("targets or sample_weights require a gradient, expected constants")
+    if not 0 <= relaxation < math.inf:  # False for NaN too.
+        raise ValueError(f"relaxation is {relaxation}, expected a finite number of at least 0")
 
 
 class _LinearBce(torch.autograd.Function):
@@ -155,10 +188,11 @@ class _LinearBce(torch.autograd.Function):
         bias: Tensor,
         targets: Tensor,
         sample_weights: Tensor | None,
+        relaxation: float,
         chosen: str,
     ) -> tuple[Tensor, Tensor]:
         loss, logits, dz = backends.kernels("linear_bce", chosen).linear_bce(
-            h, weight, bias, targets, sample_weights
+            h, weight, bias, targets, sample_weights, relaxation
         )
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         params_grad = weight_grad or bias_grad
@@ -177,14 +211,19 @@ class _LinearBce(torch.autograd.Function):
             grad_h = kernels.linear_bce_grad_input(grad, dz, weight, ctx.dtype)
         if h is not None:
             grad_weight, grad_bias = kernels.linear_bce_grad_params(grad, dz, h)
-        return grad_h, grad_weight, grad_bias, None, None, None
+        return grad_h, grad_weight, grad_bias, None, None, None, None
 
 
 if backends.extension is not None:
 
     @register_fake("fastadv::linear_bce")
     def _fake(
-        h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sample_weights: Tensor | None
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        sample_weights: Tensor | None,
+        relaxation: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = h.shape[0]
         return weight.new_empty(()), weight.new_empty(rows), weight.new_empty(rows)

@@ -55,7 +55,9 @@ RC = {
 }
 
 
-def plot_curves(path: Path, histories: Mapping[str, History], task: TaskName) -> None:
+def plot_curves(
+    path: Path, histories: Mapping[str, History], task: TaskName, relaxation: float = 0.0
+) -> None:
     """Scores by language over steps, with and without the adversary (paper, Figure 2), and losses.
 
     There is a panel for the dev set and one for every test set, with the selected step ringed, and
@@ -67,6 +69,7 @@ def plot_curves(path: Path, histories: Mapping[str, History], task: TaskName) ->
         path: The PNG to write.
         histories: "baseline" and "adversarial", or either.
         task: Chooses accuracy or F1.
+        relaxation: The runs', which says what the losses are where D only guesses.
 
     Raises:
         ValueError: No history holds a training or an evaluation record.
@@ -96,7 +99,7 @@ def plot_curves(path: Path, histories: Mapping[str, History], task: TaskName) ->
         if trained:
             _draw_task_loss(next(axes), histories)
         if adversarial:
-            _draw_adversarial_losses(next(axes), histories)
+            _draw_adversarial_losses(next(axes), histories, relaxation)
             _draw_discriminator(next(axes), histories)
         for axis in axes:
             axis.remove()
@@ -141,8 +144,12 @@ def _draw_task_loss(axis: Any, histories: Mapping[str, History]) -> None:
     _finish(axis, "task loss", "$L_T$")
 
 
-def _draw_adversarial_losses(axis: Any, histories: Mapping[str, History]) -> None:
-    """Both losses in one panel, each named at its end; both are 2 ln 2 where D only guesses."""
+def _draw_adversarial_losses(
+    axis: Any, histories: Mapping[str, History], relaxation: float
+) -> None:
+    """Both losses in one panel, each named at its end; both are 2 ln 2 where D only guesses, and
+    with relaxation β, of a p at its bound of 1 / (2 + β), ln((2 + β)² / (1 + β)).
+    """
     for history in histories.values():
         ends = []
         for key, symbol, colour, line in _LOSSES:
@@ -156,7 +163,10 @@ def _draw_adversarial_losses(axis: Any, histories: Mapping[str, History]) -> Non
             axis.annotate(
                 symbol, (step, loss), (4, 0), textcoords="offset points", color=colour, va=side
             )
-    axis.axhline(2 * math.log(2), **GUESSING)
+    guessing = 2 * math.log(2)
+    if relaxation:
+        guessing = 2 * math.log(2 + relaxation) - math.log1p(relaxation)
+    axis.axhline(guessing, **GUESSING)
     _finish(axis, "adversarial losses (grey: D guesses)", "loss")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from fastadv.records.trackers import Tracker, open_tracker
 from fastadv.run.best_folder import BestFolder
 from fastadv.run.folder import BEST, CHECKPOINT, LAST, MEAN, METRICS
 from fastadv.run.loop import Loop
-from fastadv.run.observer import Observer
+from fastadv.run.observer import Observer, Tested
 from fastadv.run.state import under
 from fastadv.run.stopping import Stopped, stop_request
-from fastadv.run.trained import Trained
+from fastadv.run.target_shares import DrawnShares, MatchedPredictions, distrusted
+from fastadv.run.trained import Finetuned
 from fastadv.run.weight_mean import WeightMean
 from fastadv.selection.step_choice import StepChoice
+from fastadv.tasks.class_shares import matched_outputs
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.training.step_graphs import HostStep, StepGraphs, say_why, why_no_graphs
 
@@ -53,11 +55,14 @@ class Run(Loop[Prepared]):
         observer: Looks at the model at every evaluation.
         exports: Whether models are written.
         majority: See `History`.
+        shares: By what class shares English is drawn; None for English as it comes.
+        matching: Matches predictions on tests that are named as a language.
+        warn_of_shares: Makes sentences at the end of the run.
     """
 
     def __init__(
         self,
-        trained: Trained,
+        trained: Finetuned,
         draws: Draws,
         choice: StepChoice,
         *,
@@ -69,17 +74,24 @@ class Run(Loop[Prepared]):
         observer: Observer | None = None,
         exports: bool = True,
         majority: dict[str, Any] | None = None,
+        shares: DrawnShares | None = None,
+        matching: MatchedPredictions | None = None,
+        warn_of_shares: Callable[[], list[str]] | None = None,
     ) -> None:
         self.graphs: StepGraphs | None = None
         if (reason := why_no_graphs(trained.trainer)) is None:
             self.graphs = StepGraphs(trained.trainer)
         elif is_gpu(trained.device):
             say_why(reason)
-        super().__init__(trained, output_dir, ahead=self.graphs is not None)
+        self.shares, self.matching, self.warn_of_shares = shares, matching, warn_of_shares
+        # Batches prepared ahead would be drawn by shares of an earlier estimate.
+        ahead = self.graphs is not None and not (shares is not None and shares.estimated)
+        super().__init__(trained, output_dir, ahead=ahead)
         self.choice, self.observer, self.exports = choice, observer, exports
         self.draws, self.dev, self.tests, self.quiet = draws, dev, dict(tests), quiet
         self.tracker_names, self.trackers = trackers, list[Tracker]()
         self.history, self.majority = History(), majority
+        self.finetuned = trained
         self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
         self.best_folder = None
         if self.folder is not None and exports:
@@ -122,9 +134,31 @@ class Run(Loop[Prepared]):
     def prepare(self, step: int) -> Prepared:
         """The next batches of the streams, and the same as graphs read them."""
         draws = self.draws
+        if self._estimates(step):
+            self._estimate()
         batches = draws.task_batch(), draws.language_batch(), draws.language_batch()
         host_step = None if self.graphs is None else self.graphs.host_step(step, *batches)
         return batches, host_step, draws.positions
+
+    def _estimates(self, step: int) -> bool:
+        """Whether shares are estimated before a step; not before the first, as nothing is learned.
+
+        It depends on nothing that a resumed run may change.
+        """
+        estimated = self.shares is not None and self.shares.estimated
+        return bool(estimated) and step > 0 and step % self.config.shares_every == 0
+
+    def _estimate(self) -> None:
+        assert self.shares is not None
+        with self.meter.paused(), self.trained.model.encoder.reading():
+            told = self.shares.update(self.trained.model)
+        self.draws.set_class_shares(self.shares.arrays())
+        # Trackers take numbers.
+        super().record({"kind": "shares", "step": self.step, "shares": told})
+        for language, one in told.items():
+            # Early estimates are not yet trusted, as the task is not learned.
+            if 2 * self.step >= self.config.steps:
+                self._warn(distrusted(language, one), f"class shares of {language} cannot")
 
     def take(self, prepared: Prepared) -> None:
         """One iteration of Algorithm 1."""
@@ -152,14 +186,18 @@ class Run(Loop[Prepared]):
         if self.bar is not None:
             self.bar.show(means)
         trained = [r for r in self.history.records if r["kind"] == "train"]
-        said = {r["message"] for r in self.history.records if r["kind"] == "warning"}
         for message in diagnose(trained, self.config, self._guessing):
-            if message in said:
-                continue
-            # Trackers take numbers.
-            super().record({"kind": "warning", "step": self.step, "message": message})
-            if self.bar is not None:
-                self.bar.warn(f"step {self.step}: {message}")
+            self._warn(message)
+
+    def _warn(self, message: str | None, about: str | None = None) -> None:
+        """A sentence that is said once, or once of those that begin alike."""
+        said = [r["message"] for r in self.history.records if r["kind"] == "warning"]
+        if message is None or any(s.startswith(about or message) for s in said):
+            return
+        # Trackers take numbers.
+        super().record({"kind": "warning", "step": self.step, "message": message})
+        if self.bar is not None:
+            self.bar.warn(f"step {self.step}: {message}")
 
     def evaluate(self) -> None:
         """Scores, signals and what the observer sees; best/ is renewed."""
@@ -168,13 +206,16 @@ class Run(Loop[Prepared]):
         model, step = self.trained.model, self.step
         record: dict[str, Any] = {"kind": "eval", "step": step}
         with model.encoder.reading():
-            record |= self._scores(model)
+            scores, tested = self._scores(model)
+            record |= scores
+            if self.matching is not None:
+                record |= self._matched(model, tested)
             if self.choice.looks:
                 record["unlabeled"] = self.choice.look(model)
             if self.mean is not None:
                 self.mean.add(model, step)
             if self.observer is not None:
-                record["observed"] = self.observer.observe(step)
+                record["observed"] = self.observer.observe(step, model, tested)
         self.record(record)
         self._say_scores(f"step {step}", record)
         self.choice.add(record)
@@ -184,14 +225,32 @@ class Run(Loop[Prepared]):
             self.best_folder.update(self.choice, step)
         self._note_best()
 
-    def _scores(self, model: AdversarialModel) -> dict[str, Any]:
-        """{"dev": scores} if there is a dev set, and {"test": {name: scores}}."""
+    def _scores(self, model: AdversarialModel) -> tuple[dict[str, Any], Tested]:
+        """{"dev": scores} if there is a dev set, and {"test": {name: scores}}; and the outputs."""
         labels, size = self.trained.labels, self.config.eval_batch_size
         found: dict[str, Any] = {}
         if self.dev is not None:
             found["dev"] = self.dev.score(model, labels, size)
-        found["test"] = {name: test.score(model, labels, size) for name, test in self.tests.items()}
-        return found
+        tested = {name: (test, test.outputs(model, size)) for name, test in self.tests.items()}
+        found["test"] = {
+            n: t.report(outputs, labels).scores() for n, (t, outputs) in tested.items()
+        }
+        return found, tested
+
+    def _matched(self, model: AdversarialModel, tested: Tested) -> dict[str, Any]:
+        """{"matched": {test: scores}, "shares": {language: {class: share}}}."""
+        assert self.matching is not None
+        self.finetuned.matched = matched = self.matching.of(model)
+        labels = self.trained.labels
+        scores = {
+            name: test.report(matched_outputs(outputs, matched[name].constants), labels).scores()
+            for name, (test, outputs) in tested.items()
+            if name in matched
+        }
+        return {
+            "matched": scores,
+            "shares": {name: dict(one.shares) for name, one in matched.items()},
+        }
 
     def _note_best(self) -> None:
         if (best := self.choice.best()) is not None:
@@ -244,13 +303,19 @@ class Run(Loop[Prepared]):
         return f"other data ({', '.join(changed)})"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Where the streams stand, and the mean of the weights so far."""
+        """Where the streams stand, shares of classes, and the mean of the weights so far."""
         tensors = {} if self.mean is None else self.mean.state_tensors()
-        return {WEIGHT_MEAN + n: t for n, t in tensors.items()}, {"positions": self.positions}
+        state: dict[str, Any] = {"positions": self.positions}
+        if self.shares is not None:
+            state["class_shares"] = self.shares.current
+        return {WEIGHT_MEAN + n: t for n, t in tensors.items()}, state
 
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
         self.draws.positions = self.positions = state["positions"]
+        if self.shares is not None:
+            self.shares.current = state["class_shares"]
+            self.draws.set_class_shares(self.shares.arrays())
         if self.mean is not None:
             self.mean.load_state_tensors(under(WEIGHT_MEAN, tensors))
 
@@ -261,6 +326,9 @@ class Run(Loop[Prepared]):
 
     def _finish(self) -> None:
         self.check_finite()
+        if self.warn_of_shares is not None:
+            for message in self.warn_of_shares():
+                self._warn(message)
         if self.exports:
             self.export(LAST, self.trained.save_pretrained)
         self.checkpoint()
@@ -273,18 +341,30 @@ class Run(Loop[Prepared]):
 
     def _finish_mean(self, mean: WeightMean) -> None:
         """Scores the mean of the weights and exports it; the model keeps its own."""
-        trained, model = self.trained, copy.deepcopy(self.trained.model)
+        trained, model = self.finetuned, copy.deepcopy(self.trained.model)
         model.load_state_dict(mean.weights(), strict=False)
         head: dict[str, Any] = {"kind": "mean", "step": self.step, "evaluations": mean.count}
-        record = head | self._scores(model)
+        scores, tested = self._scores(model)
+        record = head | scores
+        last = self.finetuned.matched
+        if self.matching is not None:
+            record |= self._matched(model, tested)
+        if self.observer is not None:
+            record["observed"] = self.observer.observe(self.step, model, tested)
+        matched, self.finetuned.matched = self.finetuned.matched, last
         self.record(record)
         self._say_scores(f"mean of {mean.count} evaluations", record)
         if self.exports:
-            label = None if self.majority is None else self.majority["label"]
             self.export(
                 MEAN,
                 lambda folder: save_model(
-                    folder, model, trained.task, trained.tokenizer, trained.labels,
-                    trained.config, label,
+                    folder,
+                    model,
+                    trained.task,
+                    trained.tokenizer,
+                    trained.labels,
+                    trained.config,
+                    trained.class_counts,
+                    matched,
                 ),
-            )  # fmt: skip
+            )

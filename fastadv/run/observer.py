@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from fastadv.nn.heads import AdversarialModel
+from fastadv.tasks.evaluation_set import EvaluationSet
+from fastadv.tasks.task import Outputs
+
+Tested = Mapping[str, tuple[EvaluationSet, Outputs]]
+"""Test sets by name, and what the model says of them."""
+
 
 class Observer(Protocol):
-    """Called by `fit` at every evaluation of the model that it was made with, which it must leave
-    as it is.
-    """
+    """Called by `fit` at every evaluation, and for the mean of the weights."""
 
-    def observe(self, step: int) -> Mapping[str, Any]:
+    def observe(self, step: int, model: AdversarialModel, tested: Tested) -> Mapping[str, Any]:
         """What is kept in the evaluation's record as "observed": anything JSON can hold.
 
         Args:
-            step: Steps done; the weights are as they are after them.
+            step: Steps done.
+            model: The model as it is after them, which must be left as it is.
+            tested: What was just scored.
         """

@@ -69,6 +69,10 @@ def _check_same_run(tuner: Trained, state: Mapping[str, Any], path: Path) -> Non
     ours: dict[str, Any] = {"task": tuner.task, "labels": list(tuner.labels)}
     theirs = {name: state[name] for name in ours}
     ours |= dataclasses.asdict(tuner.config)
+    # A checkpoint from before a setting was added lacks it. Its run did what the default does: that
+    # is what defaults of new settings must be.
+    fields = dataclasses.fields(tuner.config)
+    theirs |= {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     theirs |= state["config"]
     for name in sorted((ours.keys() | theirs.keys()) - tuner.config.free_on_resume):
         if ours.get(name) != theirs.get(name):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from fastadv.tasks.class_shares import Matched
 from fastadv.training.trainer import Trainer
 
 
@@ -44,3 +45,15 @@ class Trained(Protocol):
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the model as it is now into a folder."""
+
+
+class Finetuned(Trained, Protocol):
+    """What a finetuner has beyond that: what its labels' classes are matched by.
+
+    Attributes:
+        class_counts: Of each class, in the labelled training data; see `Task.counts`.
+        matched: Matched predictions by language.
+    """
+
+    class_counts: Mapping[str, int]
+    matched: dict[str, Matched]

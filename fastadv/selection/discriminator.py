@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +16,19 @@ class DiscriminatorScores(NamedTuple):
     loss: float
 
 
-def discriminator_scores(others: ArrayLike, english: ArrayLike) -> DiscriminatorScores:
+def discriminator_scores(
+    others: ArrayLike, english: ArrayLike, relaxation: float = 0.0
+) -> DiscriminatorScores:
     """How well logits w_D · h̄ + b_D tell English from the rest.
 
     Each side counts as much as the other, however many texts it has; so a discriminator that has
-    one answer for all is right on half. Where it only guesses, L_D is 2 ln 2 = 1.386.
+    one answer for all is right on half. Where it only guesses, L_D is 2 ln 2 = 1.386, and with
+    relaxation β at its least ln((2 + β)² / (1 + β)).
 
     Args:
         others: (N,) logits of p(E = 1 | x) of texts that are not English.
         english: (M,) those of English ones.
+        relaxation: With which the discriminator was trained (`FinetuneConfig.relaxation`).
 
     Raises:
         ValueError: A side is empty, or a logit is NaN.
@@ -37,5 +42,10 @@ def discriminator_scores(others: ArrayLike, english: ArrayLike) -> Discriminator
             )
     # As in the trainer: English where the logit is above 0.
     right = float((sides[0] <= 0).mean()), float((sides[1] > 0).mean())
-    loss = np.logaddexp(0, sides[0]).mean() + np.logaddexp(0, -sides[1]).mean()
+    log_odds = sides
+    if relaxation:
+        # Of p = σ(z) / (2 + β): (1 - p) / p = 1 + β + (2 + β) e^-z.
+        least, most = math.log1p(relaxation), math.log(2 + relaxation)
+        log_odds = -np.logaddexp(least, most - sides[0]), -np.logaddexp(least, most - sides[1])
+    loss = np.logaddexp(0, log_odds[0]).mean() + np.logaddexp(0, -log_odds[1]).mean()
     return DiscriminatorScores(sum(right) / 2, float(loss))

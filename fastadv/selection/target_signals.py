@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fastadv.nn.heads import AdversarialModel
 from fastadv.selection import batch_nuclear_norm, mean_entropy, mutual_information
 from fastadv.tasks.preparation import Preparation
+from fastadv.tasks.task import Outputs
 
 TEXTS = 500
 """Texts of a language that signals are computed from, at most."""
@@ -51,8 +52,11 @@ class TargetSignals:
 
         A word of which the model sees no piece has no prediction, and is left out.
         """
-        rows = self._task.probabilities(model, self._datasets[language], self._batch_size)
-        return np.stack(spread(rows, PREDICTIONS))
+        return np.stack(spread(self._task.rows(self.outputs(model, language)), PREDICTIONS))
+
+    def outputs(self, model: AdversarialModel, language: str) -> Outputs:
+        """What the model says of the language's texts; see `Task.outputs`."""
+        return self._task.outputs(model, self._datasets[language], self._batch_size)
 
     def signals(self, model: AdversarialModel) -> dict[str, dict[str, float]]:
         """{language: {signal: value}}, see `signals_of`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.batches.tokenization import TokenizedDataset, tokenize_documents
-from fastadv.config import SCORE, ResolvedConfig, TaskName
+from fastadv.config import SCORE, TASK_SETTINGS, ResolvedConfig, TaskName
 from fastadv.data import Data, Document, as_documents, iter_texts
 from fastadv.nn.heads import AdversarialModel
 from fastadv.tasks.inference import document_probabilities
 from fastadv.tasks.labels import different_labels, shown_data
 from fastadv.tasks.metrics import DocumentReport, document_report
+from fastadv.tasks.task import Outputs
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Classification:
 
     name: TaskName = "classification"
     metric = SCORE[name]
+    one_class = TASK_SETTINGS[name].one_class
     by_token = False
     auto_model = None
 
@@ -94,42 +97,57 @@ class Classification:
         dataset = self.tokenize(tokenizer, examples, label_ids, config)
         return dataset, [document.label for document in examples]
 
-    def probabilities(
+    def outputs(
         self, model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
     ) -> NDArray[np.float32]:
         """(N, K) float32: p(Y | x) of N documents."""
         return document_probabilities(model, dataset, batch_size)
 
+    def rows(self, outputs: Outputs) -> NDArray[Any]:
+        """The same."""
+        return np.asarray(outputs)
+
+    def groups(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Every label is a class."""
+        return tuple(labels)
+
+    def apart(self) -> frozenset[str]:
+        """None is."""
+        return frozenset()
+
+    def counts(self, examples: Sequence[Document]) -> Counter[str]:
+        """Documents of each label."""
+        return Counter(document.label for document in examples if document.label is not None)
+
+    def classes(self, gold: Sequence[Any]) -> set[str]:
+        """The labels in it."""
+        return set(gold)
+
+    def known(
+        self, outputs: Outputs, gold: Sequence[Any], labels: Sequence[str]
+    ) -> tuple[NDArray[Any], list[str]]:
+        """p(Y | x) and the label of each document."""
+        return self.rows(outputs), list(gold)
+
     def report(
-        self,
-        model: AdversarialModel,
-        dataset: TokenizedDataset,
-        gold: Sequence[Any],
-        labels: Sequence[str],
-        batch_size: int,
+        self, outputs: Outputs, gold: Sequence[Any], labels: Sequence[str]
     ) -> DocumentReport:
         """Accuracy, macro-F1, the confusion matrix and each class.
 
         Macro-F1 is over the labels of the model, whether a data set holds them all or not.
         """
-        best = document_probabilities(model, dataset, batch_size).argmax(axis=1)
+        best = np.asarray(outputs).argmax(axis=1)
         return document_report(gold, [labels[k] for k in best], labels)
 
     def predictions(
-        self,
-        model: AdversarialModel,
-        dataset: TokenizedDataset,
-        examples: Sequence[Document],
-        labels: Sequence[str],
-        batch_size: int,
+        self, outputs: Outputs, examples: Sequence[Document], labels: Sequence[str]
     ) -> list[DocumentPrediction]:
         """The likeliest label of each document, and the probabilities of all."""
-        rows = document_probabilities(model, dataset, batch_size)
         return [
             DocumentPrediction(
                 document.text,
                 labels[int(row.argmax())],
                 dict(zip(labels, row.tolist(), strict=True)),
             )
-            for document, row in zip(examples, rows, strict=True)
+            for document, row in zip(examples, outputs, strict=True)
         ]

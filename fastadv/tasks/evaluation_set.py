@@ -8,7 +8,7 @@ from typing import Any
 
 from fastadv.batches.tokenized import TokenizedDataset
 from fastadv.nn.heads import AdversarialModel
-from fastadv.tasks.task import Report, Task
+from fastadv.tasks.task import Outputs, Report, Task
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,16 @@ class EvaluationSet:
     dataset: TokenizedDataset
     gold: list[Any]
 
+    def outputs(self, model: AdversarialModel, batch_size: int) -> Outputs:
+        """What the model says of the examples; see `Task.outputs`."""
+        return self.task.outputs(model, self.dataset, batch_size)
+
+    def report(self, outputs: Outputs, labels: Sequence[str]) -> Report:
+        """The outputs against the gold: a `DocumentReport`, or for entities `EntityScores`."""
+        return self.task.report(outputs, self.gold, labels)
+
     def score(
         self, model: AdversarialModel, labels: Sequence[str], batch_size: int
     ) -> dict[str, float]:
         """{"accuracy", "macro_f1"}; for entities {"precision", "recall", "f1"}, micro-averaged."""
-        return self.report(model, labels, batch_size).scores()
-
-    def report(self, model: AdversarialModel, labels: Sequence[str], batch_size: int) -> Report:
-        """What `score` sums up: a `DocumentReport`, or for entities `EntityScores`."""
-        return self.task.report(model, self.dataset, self.gold, labels, batch_size)
+        return self.report(self.outputs(model, batch_size), labels).scores()

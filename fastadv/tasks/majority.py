@@ -12,20 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from fastadv.batches.tokenized import TokenizedDataset
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.metrics import document_report
+from fastadv.tasks.task import Task
 
 
-def majority_class(training: TokenizedDataset, labels: Sequence[str]) -> str | None:
-    """The commonest class of labelled examples, the first of `labels` among equals; None for
-    sentences of tagged words.
+def majority_class(task: Task, counts: Mapping[str, int], labels: Sequence[str]) -> str | None:
+    """The commonest class by what `Task.counts` gave, the first of `labels` among equals; None
+    where nothing was counted, and where an example has more than one class.
     """
-    if training.labels is None:
+    if not task.one_class or not counts:
         return None
-    return labels[int(np.bincount(training.labels, minlength=len(labels)).argmax())]
+    return max(labels, key=lambda label: counts.get(label, 0))
 
 
 def majority_scores(

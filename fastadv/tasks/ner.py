@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from transformers import AutoModelForTokenClassification
 
 from fastadv.batches.tokenization import TokenizedDataset, tokenize_sentences
-from fastadv.config import SCORE, ResolvedConfig, TaskName
+from fastadv.config import SCORE, TASK_SETTINGS, ResolvedConfig, TaskName
 from fastadv.data import Data, Sentence, as_sentences, iter_texts, place
 from fastadv.nn.heads import AdversarialModel
 from fastadv.tasks.inference import word_probabilities
 from fastadv.tasks.labels import different_labels, shown_data
 from fastadv.tasks.metrics import EntityScores, entities, entity_scores
+from fastadv.tasks.task import Outputs
 
 OUTSIDE = "O"
 
@@ -102,6 +104,7 @@ class NamedEntities:
 
     name: TaskName = "ner"
     metric = SCORE[name]
+    one_class = TASK_SETTINGS[name].one_class
     by_token = True
     auto_model = AutoModelForTokenClassification
 
@@ -171,42 +174,62 @@ class NamedEntities:
             raise ValueError(f"{where}: found no tags, expected one a word")
         return self.tokenize(tokenizer, examples, None, config), list(gold)
 
-    def probabilities(
+    def outputs(
         self, model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
-    ) -> NDArray[np.float32]:
-        """(N, K) float32: p(Y_t | x) of N words, those that the model sees a piece of."""
-        words = np.concatenate(word_probabilities(model, dataset, batch_size))
-        seen: NDArray[np.float32] = words[~np.isnan(words).any(axis=1)]
+    ) -> list[NDArray[np.float32]]:
+        """p(Y_t | x) of every word, (words, K) float32 a sentence; NaN where no piece is seen."""
+        return word_probabilities(model, dataset, batch_size)
+
+    def rows(self, outputs: Outputs) -> NDArray[Any]:
+        """(M, K): p(Y_t | x) of M words, those that the model sees a piece of."""
+        words = np.concatenate(list(outputs))
+        seen: NDArray[Any] = words[~np.isnan(words).any(axis=1)]
         return seen
 
-    def report(
-        self,
-        model: AdversarialModel,
-        dataset: TokenizedDataset,
-        gold: Sequence[Any],
-        labels: Sequence[str],
-        batch_size: int,
-    ) -> EntityScores:
+    def groups(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """ "O", or the type of entity that a tag is of."""
+        return tuple(map(_type, labels))
+
+    def apart(self) -> frozenset[str]:
+        """Words outside of entities: their number says how many there are, not of which type."""
+        return frozenset((OUTSIDE,))
+
+    def counts(self, examples: Sequence[Sentence]) -> Counter[str]:
+        """Words of each type of entity, and those outside."""
+        return Counter(_type(tag) for sentence in examples for tag in sentence.tags or ())
+
+    def classes(self, gold: Sequence[Any]) -> set[str]:
+        """Types of entities, and "O" where there is one."""
+        return {_type(tag) for tags in gold for tag in tags}
+
+    def known(
+        self, outputs: Outputs, gold: Sequence[Any], labels: Sequence[str]
+    ) -> tuple[NDArray[Any], list[str]]:
+        """Of the words that the model sees: p(Y_t | x), and the type of entity they are of."""
+        found = []
+        for rows, tags in zip(outputs, gold, strict=True):
+            unseen = np.isnan(rows).any(axis=1)
+            found += [_type(tag) for tag, hidden in zip(tags, unseen, strict=True) if not hidden]
+        return self.rows(outputs), found
+
+    def report(self, outputs: Outputs, gold: Sequence[Any], labels: Sequence[str]) -> EntityScores:
         """Precision, recall and F1 of entities, micro-averaged and of each type."""
-        rows = word_probabilities(model, dataset, batch_size)
-        return entity_scores(gold, [_tags(row, labels) for row in rows])
+        return entity_scores(gold, [_tags(rows, labels) for rows in outputs])
 
     def predictions(
-        self,
-        model: AdversarialModel,
-        dataset: TokenizedDataset,
-        examples: Sequence[Sentence],
-        labels: Sequence[str],
-        batch_size: int,
+        self, outputs: Outputs, examples: Sequence[Sentence], labels: Sequence[str]
     ) -> list[SentencePrediction]:
         """The likeliest tag of each word, and its probability."""
-        rows = word_probabilities(model, dataset, batch_size)
         return [
             SentencePrediction(
-                sentence.words, tuple(_tags(row, labels)), tuple(row.max(axis=1).tolist())
+                sentence.words, tuple(_tags(rows, labels)), tuple(rows.max(axis=1).tolist())
             )
-            for sentence, row in zip(examples, rows, strict=True)
+            for sentence, rows in zip(examples, outputs, strict=True)
         ]
+
+
+def _type(tag: str) -> str:
+    return tag if tag == OUTSIDE else tag[2:]
 
 
 def _tags(probabilities: NDArray[np.float32], labels: Sequence[str]) -> list[str]:

@@ -62,8 +62,18 @@ class Preparation:
         found = task.evaluation(self.tokenizer, task.labeled(data), self.label_ids, self.config)
         return EvaluationSet(task, *found)
 
-    def draws(self, labeled: Data, unlabeled: Mapping[str, Data]) -> Draws:
+    def draws(
+        self,
+        labeled: Data,
+        unlabeled: Mapping[str, Data],
+        class_shares: Mapping[str, Sequence[float]] | None = None,
+    ) -> Draws:
         """The data iterators of a run.
+
+        Args:
+            labeled: Labelled examples.
+            unlabeled: Text by language.
+            class_shares: See `Draws`; English text without labels is then not drawn.
 
         Raises:
             ValueError: The adversary is on and there is no text of another language.
@@ -76,12 +86,20 @@ class Preparation:
             others = {language: self.unlabeled(data) for language, data in unlabeled.items()}
             english.append(as_unlabeled(dataset))
             if config.source_language in others:
-                english.append(others.pop(config.source_language))
+                text = others.pop(config.source_language)
+                if class_shares is None:
+                    english.append(text)
             if not others:
                 raise ValueError(
                     "unlabeled holds no text of another language, expected at least one, or "
                     "adversarial=False"
                 )
         return Draws(
-            dataset, english, others, config.batch_size, config.seed, config.tokens_per_batch
+            dataset,
+            english,
+            others,
+            config.batch_size,
+            config.seed,
+            config.tokens_per_batch,
+            class_shares,
         )

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.batches.tokenized import TokenizedDataset
 from fastadv.config import ResolvedConfig
 from fastadv.data import Data
 from fastadv.nn.heads import AdversarialModel
+
+Outputs = Sequence[NDArray[Any]] | NDArray[Any]
+"""One array per example, perhaps all in one."""
 
 
 class Report(Protocol):
@@ -55,6 +57,10 @@ class Task(Protocol):
     @property
     def by_token(self) -> bool:
         """The shape of its head: one prediction per word piece, else one per text."""
+
+    @property
+    def one_class(self) -> bool:
+        """Whether an example has one class, by whose shares English can be drawn."""
 
     @property
     def auto_model(self) -> Any:
@@ -124,27 +130,37 @@ class Task(Protocol):
             ValueError: An example cannot be scored.
         """
 
-    def probabilities(
+    def outputs(
         self, model: AdversarialModel, dataset: TokenizedDataset, batch_size: int
-    ) -> NDArray[np.float32]:
-        """(N, K) float32: every prediction on the examples, one per row, in their order."""
+    ) -> Outputs:
+        """What the model says of N examples, in their order: p(Y | x) of each, an item (K,), or
+        (words, K) of a task by word. Float32, or float64 after `matched`.
+        """
 
-    def report(
-        self,
-        model: AdversarialModel,
-        dataset: TokenizedDataset,
-        gold: Sequence[Any],
-        labels: Sequence[str],
-        batch_size: int,
-    ) -> Report:
-        """Scores the predictions against `gold`, both as `evaluation` gives them."""
+    def rows(self, outputs: Outputs) -> NDArray[Any]:
+        """(M, K): every prediction, one per row; a word that the model never saw has none."""
+
+    def groups(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The class of each label, (K,): what class shares are shares of."""
+
+    def apart(self) -> frozenset[str]:
+        """Classes that are not among class shares: those that are not what is looked for."""
+
+    def counts(self, examples: Sequence[Any]) -> Mapping[str, int]:
+        """How often each class is in labelled examples, those apart too."""
+
+    def classes(self, gold: Sequence[Any]) -> set[str]:
+        """The classes in `gold`, as `evaluation` gives it."""
+
+    def known(
+        self, outputs: Outputs, gold: Sequence[Any], labels: Sequence[str]
+    ) -> tuple[NDArray[Any], list[str]]:
+        """`rows` of the examples, and the class of each row by `gold`, as `evaluation` gives it."""
+
+    def report(self, outputs: Outputs, gold: Sequence[Any], labels: Sequence[str]) -> Report:
+        """Scores the outputs against `gold`, as `evaluation` gives it."""
 
     def predictions(
-        self,
-        model: AdversarialModel,
-        dataset: TokenizedDataset,
-        examples: Sequence[Any],
-        labels: Sequence[str],
-        batch_size: int,
+        self, outputs: Outputs, examples: Sequence[Any], labels: Sequence[str]
     ) -> Sequence[Prediction]:
-        """One prediction per example, in their order; `dataset` holds the examples' tokens."""
+        """One prediction per example, in their order."""

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from cli_helpers import LANGUAGES, SMALL, command, environment, refused
 
+from fastadv import recommended
 from fastadv.cli import main
-from fastadv.model_io import recommended
 
 
 def tune(model: Path, *more: str, output: str = "search") -> list[str]:

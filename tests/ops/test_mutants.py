@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -143,6 +144,57 @@ def test_bce_checks_bite(mutant, weighted: bool, dtype: torch.dtype) -> None:  #
     check_bce(linear_bce_ref, 7, 33, dtype, weighted=weighted)
     with pytest.raises(AssertionError):
         check_bce(mutant, 7, 33, dtype, weighted=weighted)
+
+
+RELAXATION = 0.5
+relaxed = partial(linear_bce_ref, relaxation=RELAXATION)
+
+
+def relaxation_ignored(h, w, b, y, c):  # type: ignore[no-untyped-def]
+    """p is not bounded."""
+    return linear_bce_ref(h, w, b, y, c)
+
+
+def relaxed_by_one_more(h, w, b, y, c):  # type: ignore[no-untyped-def]
+    """The bound is that of another relaxation."""
+    return linear_bce_ref(h, w, b, y, c, 1 + RELAXATION)
+
+
+def other_side_bounded(h, w, b, y, c):  # type: ignore[no-untyped-def]
+    """1 - p is bounded instead of p."""
+    loss, logits = relaxed(-h, w, -b, 1 - y, c)
+    return loss, -logits
+
+
+def bound_without_its_logarithm(h, w, b, y, c):  # type: ignore[no-untyped-def]
+    """-log sigmoid(z) for -log p: the right gradients of another loss."""
+    loss, logits = relaxed(h, w, b, y, c)
+    scale = torch.full_like(y, 1 / max(len(y), 1)) if c is None else c
+    return loss - (scale * y).sum() * math.log(2 + RELAXATION), logits
+
+
+def unbounded_gradient(h, w, b, y, c):  # type: ignore[no-untyped-def]
+    """The right loss with the gradient of the unbounded one."""
+    loss, logits = relaxed(h, w, b, y, c)
+    other, _ = linear_bce_ref(h, w, b, y, c)
+    return loss.detach() + other - other.detach(), logits
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        relaxation_ignored,
+        relaxed_by_one_more,
+        other_side_bounded,
+        bound_without_its_logarithm,
+        unbounded_gradient,
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_relaxed_bce_checks_bite(mutant, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    check_bce(relaxed, 7, 33, dtype, reference=relaxed)
+    with pytest.raises(AssertionError):
+        check_bce(mutant, 7, 33, dtype, reference=relaxed)
 
 
 def adam_mutants() -> dict[str, tuple[str, Any]]:

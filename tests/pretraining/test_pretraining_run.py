@@ -18,7 +18,7 @@ from tiny_pretraining import prepared, settings
 
 from fastadv.pretraining.config import PretrainConfig
 from fastadv.pretraining.run import PretrainingRun, read_settings, write_settings
-from fastadv.run.checkpoint import load_checkpoint, previous_of
+from fastadv.run.checkpoint import load_checkpoint, previous_of, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,6 +157,21 @@ def test_another_corpus_or_other_settings_are_refused(tmp_path: Path) -> None:
     run.pretrainer.corpus.save(folder / "corpus.npz")
     with pytest.raises(ValueError, match=r"over another corpus\.npz"):
         PretrainingRun(folder, True, "cpu", settings(steps=8))
+
+
+def test_a_setting_that_a_checkpoint_lacks_was_its_default(tmp_path: Path) -> None:
+    """As in a checkpoint from before the setting was added."""
+    whole, older = (prepared(tmp_path / n, settings(exponent=0.7)) for n in ("whole", "older"))
+    assert PretrainingRun(whole, True, "cpu").go()
+    PretrainingRun(older, True, "cpu").go(seconds=0.0)
+    path = older / "checkpoint.safetensors"
+    tensors, state = load_checkpoint(path)
+    assert state["config"].pop("exponent") == PretrainConfig().exponent == 0.7
+    save_checkpoint(path, tensors, state)
+    with pytest.raises(ValueError, match=r"exponent was 0\.7 in that run and is 0\.5 now"):
+        PretrainingRun(older, True, "cpu", settings(exponent=0.5))
+    assert PretrainingRun(older, True, "cpu").go()
+    same(whole, older)
 
 
 def test_a_loss_that_is_no_number_keeps_the_checkpoint(tmp_path: Path) -> None:

@@ -106,6 +106,17 @@ def test_losses_and_discriminator(tmp_path: Path, figures: list[Any]) -> None:
     assert shown.get_label() == ADVERSARIAL and set(chance.get_ydata()) == {0.5}
 
 
+def test_relaxed_losses_have_another_line_where_it_guesses(
+    tmp_path: Path, figures: list[Any]
+) -> None:
+    histories = {"adversarial": history(True, ("de",))}
+    plots.plot_curves(tmp_path / "curves.png", histories, "classification", relaxation=0.5)
+    guessing = panels(figures[0])["adversarial losses (grey: D guesses)"].lines[-1]
+    # p = 0.4 for every text: -log p - log(1 - p).
+    wanted = -math.log(0.4) - math.log(0.6)
+    assert list(guessing.get_ydata()) == pytest.approx([wanted, wanted])
+
+
 def test_systems_differ_without_colour(tmp_path: Path, figures: list[Any]) -> None:
     """In line and in marker, and the letters come out as they are: the figure is page-wide."""
     histories = {"baseline": history(False, ("de",)), "adversarial": history(True, ("de",))}

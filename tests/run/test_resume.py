@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastadv import AdversarialFinetuner, FinetuneConfig
-from fastadv.run.checkpoint import load_checkpoint
+from fastadv.run.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -207,6 +207,33 @@ def test_another_setting_is_refused(model: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"seed was 4 in that run and is 5 now"):
         other.load_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_a_setting_that_a_checkpoint_lacks_was_its_default(model: Path, tmp_path: Path) -> None:
+    """As in a checkpoint from before the setting was added."""
+    whole, first = hand_driven(model), hand_driven(model)
+    expected = drive(whole, range(4))
+    drive(first, range(2))
+    first.save_checkpoint(tmp_path / "c.safetensors")
+    tensors, state = load_checkpoint(tmp_path / "c.safetensors")
+    assert state["config"].pop("relaxation") == 0.0
+    save_checkpoint(tmp_path / "old.safetensors", tensors, state)
+    second = hand_driven(model)
+    second.load_checkpoint(tmp_path / "old.safetensors")
+    assert drive(second, range(2, 4)) == expected[2:]
+    config = FinetuneConfig(max_length=32, seed=4, relaxation=0.5)
+    other = AdversarialFinetuner(model, labels=tiny.LABELS, config=config, device="cpu")
+    with pytest.raises(ValueError, match=r"relaxation was 0\.0 in that run and is 0\.5 now"):
+        other.load_checkpoint(tmp_path / "old.safetensors")
+    # What has no default must be there; what nobody knows must not.
+    for change, message in (
+        ({"lr_task": None}, "lr_task was None in that run"),
+        ({"flavour": "sweet"}, "flavour was 'sweet' in that run and is None now"),
+    ):
+        config = {k: v for k, v in (state["config"] | change).items() if v is not None}
+        save_checkpoint(tmp_path / "old.safetensors", tensors, state | {"config": config})
+        with pytest.raises(ValueError, match=message):
+            hand_driven(model).load_checkpoint(tmp_path / "old.safetensors")
 
 
 @pytest.mark.parametrize("choice", ["packed", "padded"])

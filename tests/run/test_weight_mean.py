@@ -26,7 +26,7 @@ class Recorder:
         self.model = tuner.model
         self.weights: dict[int, dict[str, Tensor]] = {}
 
-    def observe(self, step: int) -> Mapping[str, Any]:
+    def observe(self, step: int, model: Any, tested: Any) -> Mapping[str, Any]:
         self.weights[step] = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         return {}
 

@@ -139,6 +139,20 @@ def test_discriminator_scores_are_those_of_the_reference() -> None:
     assert found.accuracy == ((others <= 0).mean() + (english > 0).mean()) / 2
 
 
+def test_relaxed_discriminator_scores() -> None:
+    """L_D of p = sigmoid(z) / (2 + relaxation), and the same accuracy."""
+    rng = np.random.default_rng(0)
+    others, english = rng.normal(-1, 2, 40), rng.normal(1, 2, 10)
+    found = discriminator_scores(others, english, relaxation=0.5)
+    p_others, p_english = (1 / (1 + np.exp(-z)) / 2.5 for z in (others, english))
+    assert found.loss == pytest.approx(-np.log(1 - p_others).mean() - np.log(p_english).mean())
+    assert found.accuracy == discriminator_scores(others, english).accuracy
+    # At the bound, of 0.4, it only guesses.
+    guessing = discriminator_scores(np.full(3, 50.0), np.full(4, 50.0), relaxation=0.5)
+    assert guessing.loss == pytest.approx(math.log(2.5**2 / 1.5))
+    assert guessing.accuracy == 0.5
+
+
 def test_discriminator_scores_refuse_an_empty_side_and_nan() -> None:
     with pytest.raises(ValueError, match="0 logits of English"):
         discriminator_scores(np.ones(3), np.ones(0))

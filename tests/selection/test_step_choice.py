@@ -245,7 +245,7 @@ class Models:
         self.stop, self.weights = stop, dict[int, dict[str, torch.Tensor]]()
         self.tuner: AdversarialFinetuner | None = None
 
-    def observe(self, step: int) -> dict[str, Any]:
+    def observe(self, step: int, model: Any, tested: Any) -> dict[str, Any]:
         assert self.tuner is not None
         if step - 1 == self.stop:
             raise RuntimeError("power cut")

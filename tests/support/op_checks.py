@@ -166,6 +166,7 @@ def check_bce(
     weighted: bool = True,
     soft: bool = False,
     grad: float = 1.75,
+    reference: Bce = linear_bce_ref,
 ) -> None:
     """Loss, logits and gradients of `op`; `grad` is the gradient of the loss."""
     h, weight, bias, targets, sample_weights = bce_inputs(rows, hidden, dtype, device, soft)
@@ -179,8 +180,8 @@ def check_bce(
         grads = torch.autograd.grad(loss, leaves, loss.new_tensor(grad))
         return (loss.detach(), logits, *grads)
 
-    exact = run(linear_bce_ref, h.double(), weight.double(), bias.double())
-    plain = run(linear_bce_ref, h, weight, bias)
+    exact = run(reference, h.double(), weight.double(), bias.double())
+    plain = run(reference, h, weight, bias)
     got = run(op, h, weight, bias)
     absolute = h.double().abs()
     c = sample_weights.double() if weighted else torch.full_like(targets, 1 / max(rows, 1)).double()

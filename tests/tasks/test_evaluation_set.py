@@ -24,7 +24,7 @@ def test_documents() -> None:
     labels = ("music", "never", "weather")
     tuner = finetuner("classification", labels)
     data = tuner.evaluation_set(tiny.ENGLISH)
-    report = data.report(tuner.model, labels, 3)
+    report = data.report(data.outputs(tuner.model, 3), labels)
     assert isinstance(report, DocumentReport)
     predicted = [p.label for p in tuner.predict([text for text, _ in tiny.ENGLISH])]
     expected = document_report([label for _, label in tiny.ENGLISH], predicted, labels)
@@ -41,7 +41,7 @@ def test_documents() -> None:
 def test_entities() -> None:
     tuner = finetuner("ner", tiny.TAGS)
     data = tuner.evaluation_set(tiny.SENTENCES)
-    report = data.report(tuner.model, tiny.TAGS, 3)
+    report = data.report(data.outputs(tuner.model, 3), tiny.TAGS)
     assert isinstance(report, EntityScores)
     predicted = [p.tags for p in tuner.predict([words for words, _ in tiny.SENTENCES])]
     assert report == entity_scores([tags for _, tags in tiny.SENTENCES], predicted)

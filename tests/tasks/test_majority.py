@@ -11,21 +11,21 @@ from fastadv.batches.tokenized import TokenizedDataset
 from fastadv.tasks.classification import Classification
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.majority import majority_class, majority_record, majority_scores
-
-
-def dataset(**labels: np.ndarray) -> TokenizedDataset:
-    offsets = np.arange(5)
-    return TokenizedDataset(offsets[:4], offsets, offsets, **labels)
+from fastadv.tasks.ner import NamedEntities
 
 
 def test_it_is_the_commonest_and_the_first_of_equals() -> None:
-    assert majority_class(dataset(labels=np.array([2, 1, 2, 0])), "abc") == "c"
-    assert majority_class(dataset(labels=np.array([2, 1, 1, 2])), "abc") == "b"
-    assert majority_class(dataset(word_labels=np.array([0, 0, 0, 1])), "abc") is None
+    documents = Classification()
+    assert majority_class(documents, {"a": 1, "b": 1, "c": 2}, "abc") == "c"
+    assert majority_class(documents, {"c": 2, "b": 2}, "abc") == "b"
+    assert majority_class(documents, {}, "abc") is None
+    assert majority_class(NamedEntities(), {"PER": 2, "O": 9}, ("O", "B-PER")) is None
 
 
 def test_its_score_is_that_of_predicting_it_everywhere() -> None:
-    data = EvaluationSet(Classification(), dataset(), ["a", "b", "b", "c"])
+    offsets = np.arange(5)
+    texts = TokenizedDataset(offsets[:4], offsets, offsets)
+    data = EvaluationSet(Classification(), texts, ["a", "b", "b", "c"])
     assert majority_scores(data, None, "abc") is None
     # Of b two in four are right: F1 2/3, and 0 of the two others.
     found = majority_scores(data, "b", "abc")

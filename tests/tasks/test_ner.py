@@ -52,7 +52,8 @@ def test_words_that_the_model_never_sees_are_no_predictions(
         tiny.tiny_bert(), "ner", tiny.TAGS, config, tokenizer=tiny.tiny_tokenizer(), device="cpu"
     )
     prepare, sentence = tuner.preparation, Sentence(("Anna", "\u200b", "left"))
-    rows = prepare.task.probabilities(tuner.model, prepare.tokenized([sentence]), 2)
+    task = prepare.task
+    rows = task.rows(task.outputs(tuner.model, prepare.tokenized([sentence]), 2))
     assert rows.shape == (2, len(tiny.TAGS)) and not np.isnan(rows).any()
     # Nor are more of them looked at than criteria have time for.
     signals = target_signals.TargetSignals(prepare, {"de": [sentence] * 5}, 2)

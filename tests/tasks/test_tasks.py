@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_what_a_task_says_fits_together(name: str) -> None:
     assert tuner.model.by_token is task.by_token
     data = tuner.evaluation_set(LABELED[name])
     assert task.metric in tuner.score(data)
-    rows = task.probabilities(tuner.model, data.dataset, 3)
+    rows = task.rows(data.outputs(tuner.model, 3))
     examples = list(task.texts(LABELED[name]))
     expected = sum(len(e.words) for e in examples) if task.by_token else len(examples)
     assert rows.shape == (expected, len(labels)) and rows.dtype == np.float32
@@ -108,7 +109,7 @@ class Answer:
 class Lengths:
     """Whether a text is long, which needs no label."""
 
-    name, metric, by_token, auto_model = "lengths", "right", False, None
+    name, metric, by_token, auto_model, one_class = "lengths", "right", False, None, True
 
     def checked_labels(self, labels: Sequence[str]) -> tuple[str, ...]:
         return tuple(labels)
@@ -133,18 +134,33 @@ class Lengths:
         gold = [document.label for document in examples]
         return self.tokenize(tokenizer, examples, label_ids, config), gold
 
-    def probabilities(self, model: Any, dataset: Any, batch_size: int) -> Any:
+    def outputs(self, model: Any, dataset: Any, batch_size: int) -> Any:
         return document_probabilities(model, dataset, batch_size)
 
-    def report(self, model: Any, dataset: Any, gold: Any, labels: Any, batch_size: int) -> Share:
-        best = self.probabilities(model, dataset, batch_size).argmax(axis=1)
+    def rows(self, outputs: Any) -> Any:
+        return outputs
+
+    def groups(self, labels: Sequence[str]) -> tuple[str, ...]:
+        return tuple(labels)
+
+    def apart(self) -> frozenset[str]:
+        return frozenset()
+
+    def counts(self, examples: Any) -> Mapping[str, int]:
+        return Counter(document.label for document in examples)
+
+    def classes(self, gold: Any) -> set[str]:
+        return set(gold)
+
+    def known(self, outputs: Any, gold: Any, labels: Any) -> tuple[Any, list[str]]:
+        return outputs, list(gold)
+
+    def report(self, outputs: Any, gold: Any, labels: Any) -> Share:
+        best = outputs.argmax(axis=1)
         return Share(float(np.mean([labels[k] == g for k, g in zip(best, gold, strict=True)])))
 
-    def predictions(
-        self, model: Any, dataset: Any, examples: Any, labels: Any, batch_size: int
-    ) -> list[Answer]:
-        rows = self.probabilities(model, dataset, batch_size)
-        return [Answer(labels[k] == "long") for k in rows.argmax(axis=1)]
+    def predictions(self, outputs: Any, examples: Any, labels: Any) -> list[Answer]:
+        return [Answer(labels[k] == "long") for k in outputs.argmax(axis=1)]
 
     def _gold(self, text: str) -> str:
         return "long" if len(text) > 20 else "short"

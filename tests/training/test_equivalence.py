@@ -42,6 +42,7 @@ def build(task: str, backend: str | None, device: str = "cpu", **changes: object
         lr_discriminator=tuner.config.lr_discriminator,
         lr_generator=tuner.config.lr_generator,
         adversarial=tuner.config.adversarial,
+        relaxation=tuner.config.relaxation,
     )
     return tuner, reference
 
@@ -111,12 +112,26 @@ def test_fifty_steps_equal_the_reference(
 ) -> None:
     skip_without(backend, device, encoder)
     tuner, reference = build(task, backend, device, encoder=encoder)
+    # Triton's interpreter takes seconds for a pass through all of the encoder's kernels.
+    interpreted = (backend, encoder, device) == ("triton", "packed", "cpu")
+    check_steps(tuner, reference, 2 if interpreted else STEPS)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("encoder", ["packed", "padded"])
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_relaxed_steps_equal_the_reference(task: str, encoder: str, device: str) -> None:
+    tuner, reference = build(task, None, device, encoder=encoder, relaxation=0.5)
+    assert tuner.model.discriminator.relaxation == reference.relaxation == 0.5
+    check_steps(tuner, reference, 10)
+
+
+def check_steps(tuner: AdversarialFinetuner, reference: ReferenceFinetuner, steps: int) -> None:
+    """Losses of each step, and where the weights are after the last."""
     in_float64(reference)
     start = library_weights(tuner)
     rng = np.random.default_rng(11)
-    # Triton's interpreter takes seconds for a pass through all of the encoder's kernels.
-    interpreted = (backend, encoder, device) == ("triton", "packed", "cpu")
-    for _ in range(2 if interpreted else STEPS):
+    for _ in range(steps):
         batch_t, batch_d, batch_g = draws(tuner, rng)
         ours = tuner.step(batch_t, batch_d, batch_g)
         theirs = reference.step(padded(batch_t), sides(batch_d), sides(batch_g))

@@ -75,6 +75,16 @@ def test_discriminator_and_generator_losses() -> None:
     assert reference().generator_loss(SECOND, FIRST).item() == pytest.approx(loss_g, **EXACT)
 
 
+def test_relaxed_losses() -> None:
+    # As above, with p = 1 / (1 + e^-z) / 2.5.
+    english, other = 1 / (1 + math.exp(-2)) / 2.5, 1 / (1 + math.exp(7)) / 2.5
+    loss_d = -math.log(english) - math.log(1 - other)
+    loss_g = -math.log(1 - english) - math.log(other)
+    relaxed = reference(relaxation=0.5)
+    assert relaxed.discriminator_loss(SECOND, FIRST).item() == pytest.approx(loss_d, **EXACT)
+    assert relaxed.generator_loss(SECOND, FIRST).item() == pytest.approx(loss_g, **EXACT)
+
+
 def test_first_step_moves_each_parameter_by_its_learning_rates() -> None:
     """Adam's first update is the learning rate against the gradient's sign."""
     tuner = reference()

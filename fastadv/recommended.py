@@ -36,7 +36,7 @@ RECOMMENDED: dict[str, dict[TaskName, Settings]] = {
 }
 """By packaged encoder and task: values of fields of `FinetuneConfig` that may be None."""
 OTHERS: dict[TaskName, Settings] = {"classification": {}, "ner": {}}
-"""For all other encoders: nothing, which leaves the paper's values."""
+"""By task, for all other encoders: nothing, which leaves the paper's values."""
 
 
 def recommended(model: Any, task: TaskName) -> Settings:
@@ -45,15 +45,10 @@ def recommended(model: Any, task: TaskName) -> Settings:
     Args:
         model: As `AdversarialFinetuner` takes it: a name, a path, or a model object. As in
             `resolve_model`, only a string that equals a package's name is one.
-        task: The name of the task.
-
-    Raises:
-        ValueError: There is no such task.
+        task: The name of the task; nothing is known of one that is not in the tables.
     """
-    if task not in OTHERS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(OTHERS)}")
     own = RECOMMENDED.get(model, {}) if isinstance(model, str) else {}
-    return own.get(task, OTHERS[task])
+    return own.get(task, OTHERS.get(task, {}))
 
 
 def resolved_for(config: FinetuneConfig, task: TaskName, model: Any) -> ResolvedConfig:
