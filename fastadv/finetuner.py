@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from fastadv import backends
 from fastadv.batches.packing import PackedBatch, pack
-from fastadv.config import FinetuneConfig, ResolvedConfig, TaskName
+from fastadv.config import FinetuneConfig, MatchShares, ResolvedConfig, TaskName
 from fastadv.data import Data
 from fastadv.data.chunks import chunks
 from fastadv.device import autocast_dtype, default_device, resolve_precision
@@ -44,13 +45,14 @@ from fastadv.run.target_shares import (
 )
 from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
 from fastadv.selection.target_signals import TargetSignals
-from fastadv.tasks.class_shares import ClassShares, Matched
+from fastadv.tasks.class_shares import ClassShares, Matched, matched_outputs
 from fastadv.tasks.classification import DocumentPrediction
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.majority import majority_class, majority_record
 from fastadv.tasks.ner import SentencePrediction
 from fastadv.tasks.preparation import Preparation
 from fastadv.tasks.registry import task_of
+from fastadv.tasks.task import Report
 from fastadv.training.trainer import Trainer
 
 IGNORE = "ignore"
@@ -181,14 +183,29 @@ class AdversarialFinetuner:
         tuner.class_counts, tuner.matched = saved.class_counts, saved.matched
         return tuner
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], language: str | None = None) -> None:
         """Writes config.json, model.safetensors in Hugging Face's names, and the tokenizer's files.
 
         The encoder loads with `AutoModel`, a NER model with `AutoModelForTokenClassification`.
+
+        Args:
+            folder: Where to write.
+            language: One of `matched`: the model becomes one for this language, whose constants
+                are in the bias of its head, so that any tool that loads it has matched
+                predictions.
+
+        Raises:
+            ValueError: No predictions in that language were matched.
         """
+        model, matched = self.model, self.matched
+        if language is not None:
+            model, matched = copy.deepcopy(model), {}
+            constants = torch.from_numpy(self._constants(language))
+            with torch.no_grad():
+                model.task_head.bias.add_(constants.to(model.task_head.bias))
         save_model(
-            Path(folder), self.model, self.task, self.tokenizer, self.labels, self.config,
-            self.class_counts, self.matched,
+            Path(folder), model, self.task, self.tokenizer, self.labels, self.config,
+            self.class_counts, matched,
         )  # fmt: skip
 
     def collate(self, first: Data, second: Data | None = None) -> PackedBatch:
@@ -340,9 +357,77 @@ class AdversarialFinetuner:
         )
         return run.go(resume)
 
-    def evaluate(self, data: Mapping[str, Data]) -> dict[str, dict[str, float]]:
-        """Scores by name: {"accuracy", "macro_f1"}, or for NER {"precision", "recall", "f1"}."""
-        return {name: self.score(self.evaluation_set(d)) for name, d in data.items()}
+    def match(
+        self,
+        unlabeled: Mapping[str, Data],
+        shares: MatchShares = "english",
+        dev: Data | None = None,
+    ) -> dict[str, Matched]:
+        """Matches predictions in each language to class shares, as the model now is.
+
+        Adds a constant to each class's logit so that the mean prediction over the language's text
+        has the given shares (Saerens, Latinne and Decaestecker, Neural Computation 2002). `predict`
+        and `evaluate` use the constants where they are asked to, `save_pretrained` keeps them.
+
+        Args:
+            unlabeled: Text by language; labels in it are dropped. At most 500 texts are read.
+            shares: "english", "equal", "halfway", "estimate", or by language one of these or a
+                share for each class.
+            dev: Labelled English that was not trained on, for "estimate".
+
+        Returns:
+            By language the shares and the constants, which are in `matched` from now on.
+
+        Raises:
+            ValueError: Malformed data, unknown shares, or a model saved before the counts of its
+                training classes were kept.
+        """
+        size = self.config.eval_batch_size
+        # Checks the argument as that of a configuration is checked.
+        wanted = FinetuneConfig(match_shares=shares).match_shares
+        texts = {name: list(self.preparation.task.texts(data)) for name, data in unlabeled.items()}
+        text = TargetText(
+            ClassShares(self.preparation.task, self.labels, self.class_counts),
+            TargetSignals(self.preparation, texts, size),
+            None if dev is None else self.evaluation_set(dev),
+            size,
+        )
+        self.matched |= MatchedPredictions(text, wanted, list(texts)).of(self.model)
+        return self.matched
+
+    def _constants(self, language: str) -> NDArray[np.float64]:
+        if language not in self.matched:
+            known = ", ".join(self.matched) or "none"
+            raise ValueError(
+                f"found no matched predictions in the language {language!r}, expected one of those "
+                f"that the model was matched in: {known}"
+            )
+        return self.matched[language].constants
+
+    def evaluate(
+        self, data: Mapping[str, Data], matched: bool = False
+    ) -> dict[str, dict[str, float]]:
+        """Scores by name: {"accuracy", "macro_f1"}, or for NER {"precision", "recall", "f1"}.
+
+        Args:
+            data: Labelled examples by name.
+            matched: Names are languages, in each of which predictions are matched.
+
+        Raises:
+            ValueError: Malformed data, or a language in which predictions were not matched.
+        """
+        reports = {
+            name: self.report(self.evaluation_set(examples), name if matched else None)
+            for name, examples in data.items()
+        }
+        return {name: report.scores() for name, report in reports.items()}
+
+    def report(self, data: EvaluationSet, language: str | None = None) -> Report:
+        """What scores sum up, see `EvaluationSet`; with a language, of matched predictions."""
+        outputs = data.outputs(self.model, self.config.eval_batch_size)
+        if language is not None:
+            outputs = matched_outputs(outputs, self._constants(language))
+        return data.report(outputs, self.labels)
 
     def evaluation_set(self, data: Data) -> EvaluationSet:
         """Labelled data tokenised once, to be scored as often as wanted with `score`."""
@@ -352,26 +437,39 @@ class AdversarialFinetuner:
         """Like `evaluate`, for one data set."""
         return data.score(self.model, self.labels, self.config.eval_batch_size)
 
-    def predict(self, data: Data) -> list[DocumentPrediction] | list[SentencePrediction]:
-        """Labels of documents, or tags of sentences (strings are split at white space)."""
-        return self._predict(list(self.preparation.task.texts(data)))
+    def predict(
+        self, data: Data, language: str | None = None
+    ) -> list[DocumentPrediction] | list[SentencePrediction]:
+        """Labels of documents, or tags of sentences (strings are split at white space).
+
+        Args:
+            data: Texts; labels in it are dropped.
+            language: One of `matched`, whose constants are used.
+
+        Raises:
+            ValueError: Malformed data, or predictions in that language were not matched.
+        """
+        return self._predict(list(self.preparation.task.texts(data)), language)
 
     def iter_predict(
-        self, data: Data, chunk_size: int = 1024
+        self, data: Data, chunk_size: int = 1024, language: str | None = None
     ) -> Iterator[DocumentPrediction] | Iterator[SentencePrediction]:
         """`predict` for inputs of any length: memory holds `chunk_size` examples at a time.
 
         Args:
             data: Anything that `predict` takes; files and iterators are read as they are needed.
             chunk_size: Examples tokenised and sorted by length together.
+            language: See `predict`.
         """
         for chunk in chunks(self.preparation.task.texts(data), chunk_size):
-            yield from self._predict(chunk)
+            yield from self._predict(chunk, language)
 
-    def _predict(self, examples: Any) -> Any:
+    def _predict(self, examples: Any, language: str | None) -> Any:
         prepare, size = self.preparation, self.config.eval_batch_size
         dataset = prepare.tokenized(examples)
         outputs = prepare.task.outputs(self.model, dataset, size)
+        if language is not None:
+            outputs = matched_outputs(outputs, self._constants(language))
         return prepare.task.predictions(outputs, examples, self.labels)
 
     def embed(self, texts: Data) -> NDArray[np.float32]:

@@ -40,8 +40,8 @@ ALLOWED = {
     "pretraining": "config device ops records batches weights nn training tasks model_io run",
     "experiments": "config recommended data samples environment records batches shares nn tasks"
     " selection run finetuner",
-    "cli": "config recommended data environment records tasks model_io embedder run finetuner"
-    " pretraining experiments",
+    "cli": "config recommended data environment records shares tasks model_io embedder run"
+    " finetuner pretraining experiments",
     "__main__": "cli",
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from fastadv.cli.class_shares import MATCHED, add_match_shares, by_language, counter
 from fastadv.cli.messages import hush
 from fastadv.cli.options import (
     Reading,
@@ -22,11 +23,16 @@ from fastadv.cli.options import (
 )
 from fastadv.records.text_table import table
 
+if TYPE_CHECKING:
+    from fastadv.finetuner import AdversarialFinetuner
+
 SUMMARY = "score a finetuned model"
 DESCRIPTION = (
     "Score a finetuned model on labelled files: accuracy and macro-F1 of documents (paper, "
     "Table 1), or precision, recall and F1 of entities as conlleval counts them (paper, Table 2). "
-    "For documents also what always giving the commonest class of the training labels would score."
+    "A test that is named as a language in which predictions were matched is scored with and "
+    "without. For documents also what always giving the commonest class of the training labels "
+    "would score."
 )
 
 
@@ -39,8 +45,21 @@ def add_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="also the confusion matrix and each class, or each type of entity",
     )
+    add_match_shares(parser, "in each test's language, which is its name, and score them too")
+    add_repeated(
+        parser,
+        "--unlabeled",
+        "LANG=FILE",
+        "text that predictions are matched on; by default the test file's own, without its labels",
+    )
+    parser.add_argument(
+        "--dev",
+        type=str | None,
+        default=None,
+        help="labelled English that was not trained on, for --match_shares estimate",
+    )
     add_json(parser)
-    add_reading(parser, "the name of a --test file")
+    add_reading(parser, "dev, or the name of a --test or --unlabeled file")
     add_quiet(parser)
 
 
@@ -48,17 +67,31 @@ def run(options: Namespace) -> None:
     tests = named(options.test, "--test")
     if not tests:
         raise ValueError("found no --test, expected at least one NAME=FILE")
-    files = Reading(options, list(tests)).files(tests)
+    unlabeled = named(options.unlabeled, "--unlabeled")
+    reading = Reading(options, [*tests, *unlabeled, "dev"])
+    files = reading.files(tests)
     hush(options.quiet)
     from fastadv.finetuner import AdversarialFinetuner
     from fastadv.tasks.majority import majority_scores
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
-    size = tuner.config.eval_batch_size
+    wanted = shares_to_match(options, tuner, reading)
+    if wanted is not None:
+        texts = files | reading.files(unlabeled)
+        chosen = tests if isinstance(wanted, str) else wanted
+        if unknown := [name for name in chosen if name not in texts]:
+            raise ValueError(
+                f"--match_shares names {unknown[0]!r}, expected the name of a --test or "
+                "--unlabeled file"
+            )
+        dev = None if options.dev is None else reading.file("dev", options.dev)
+        tuner.match({name: texts[name] for name in chosen}, wanted, dev)
     reports, majority = {}, {}
     for name, data in files.items():
         examples = tuner.evaluation_set(data)
-        reports[name] = examples.report(examples.outputs(tuner.model, size), tuner.labels)
+        reports[name] = tuner.report(examples)
+        if name in tuner.matched:
+            reports[f"{name}, matched"] = tuner.report(examples, name)
         if (least := majority_scores(examples, tuner.majority, tuner.labels)) is not None:
             majority[name] = least
     scores = {name: report.scores() for name, report in reports.items()}
@@ -78,6 +111,16 @@ def run(options: Namespace) -> None:
     print(table(["test", *metrics], rows))
     for name, found in details.items():
         print(f"\n{name}\n\n{_tables(found)}")
+
+
+def shares_to_match(options: Namespace, tuner: AdversarialFinetuner, reading: Reading) -> Any:
+    """`--match_shares` as `AdversarialFinetuner.match` takes it; None if it was not given."""
+    from fastadv.tasks.class_shares import ClassShares
+
+    known = ClassShares(tuner.preparation.task, tuner.labels, tuner.class_counts)
+    return by_language(
+        options.match_shares, "--match_shares", MATCHED, counter(known, reading.file)
+    )
 
 
 def _tables(details: Mapping[str, Any]) -> str:

@@ -267,3 +267,8 @@ def named(pairs: Any, option: str) -> dict[str, str]:
             raise ValueError(f"{option} names {name!r} twice, expected different names")
         files[name] = path
     return files
+
+
+def is_read_once(path: str) -> bool:
+    """Whether it is standard input or a pipe, which a second reader would find empty."""
+    return path == "-" or Path(path).is_fifo()

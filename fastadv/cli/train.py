@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from fastadv.cli.class_shares import MATCHED, add_match_shares, by_language, counter
 from fastadv.cli.messages import hush, one_line
 from fastadv.cli.options import (
     Reading,
@@ -21,6 +22,7 @@ from fastadv.cli.options import (
     add_recipe,
     add_repeated,
     each,
+    is_read_once,
     named,
     settings_of,
 )
@@ -71,6 +73,15 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add_repeated(
         parser,
+        "--class_shares",
+        "[LANG=]SHARES",
+        "draw the English side of the adversary's batches by a language's shares of the classes: "
+        "estimate (from predictions), ignore (paper), or a labelled FILE whose classes are "
+        "counted, 50 texts are enough; once for all languages, or with LANG= for each",
+    )
+    add_match_shares(parser, "in every target language too, and keep them with the model")
+    add_repeated(
+        parser,
         "--test",
         "NAME=FILE",
         "labelled file scored at every evaluation, chooses nothing; once for each",
@@ -118,6 +129,7 @@ def run(options: Namespace) -> None:
     refuse_other_run(output, options.resume, options.baseline)
     hush(options.quiet)
     data, labels = data_and_labels(options)
+    config = _with_shares(config, options, data["labeled"], labels)
     variants = {"adversarial" if config.adversarial else "baseline": (output, config)}
     if options.baseline:
         twin = dataclasses.replace(config, adversarial=False)
@@ -131,6 +143,32 @@ def run(options: Namespace) -> None:
                 options, settings, labels, {**data, "trackers": trackers}, folder
             )
     _tell(options, histories, output)
+
+
+def _with_shares(
+    config: FinetuneConfig, options: Namespace, train: Any, labels: Sequence[str]
+) -> FinetuneConfig:
+    """The settings with `--class_shares` and `--match_shares`.
+
+    Raises:
+        ValueError: The options are malformed, or a configuration says the same.
+    """
+    words = {"class_shares": ("ignore", "estimate"), "match_shares": MATCHED}
+    given = {name: options[name] for name in words if each(options[name])}
+    if not given:
+        return config
+    from fastadv.tasks.class_shares import ClassShares
+    from fastadv.tasks.registry import task_of
+
+    task = task_of(options.task)
+    known = ClassShares(task, labels, task.counts(task.labeled(train)))
+    reading = Reading(options, ["train", "dev", *named(options.unlabeled, "--unlabeled")])
+    changes = {}
+    for name, value in given.items():
+        if getattr(config, name) != getattr(FinetuneConfig(), name):
+            raise ValueError(f"found --{name} and --config.{name}, expected one of them")
+        changes[name] = by_language(value, f"--{name}", words[name], counter(known, reading.file))
+    return dataclasses.replace(config, **changes)
 
 
 def how_to_resume(stop: BaseException, options: Namespace, given: Sequence[str]) -> str:
@@ -157,11 +195,11 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
 
     def labelled(name: str, path: str) -> Any:
         data = reading.file(name, path)
-        return task.labeled(data) if _is_read_once(path) else data
+        return task.labeled(data) if is_read_once(path) else data
 
     def plain(name: str, path: str) -> Any:
         data = reading.file(name, path)
-        return list(task.texts(data)) if _is_read_once(path) else data
+        return list(task.texts(data)) if is_read_once(path) else data
 
     train = labelled("train", options.train)
     data = {
@@ -171,11 +209,6 @@ def data_and_labels(options: Namespace) -> tuple[dict[str, Any], tuple[str, ...]
         "test": {name: labelled(name, path) for name, path in test.items()},
     }
     return data, task.labels_of(train)
-
-
-def _is_read_once(path: str) -> bool:
-    """Whether it is standard input or a pipe, which a second reader would find empty."""
-    return path == "-" or Path(path).is_fifo()
 
 
 def _fit(

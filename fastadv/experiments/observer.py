@@ -95,21 +95,17 @@ class ExperimentObserver:
         """
         english = self._embed(model, self._source)
         dev = self._dev.outputs(model, self._tuner.config.eval_batch_size)
-        return {
-            name: self._signals(model, name, english)
-            | self._matched(model, name, dev, tested[name])
-            for name in self._targets
-        }
+        found = {}
+        for name in self._targets:
+            text = self._predictions.outputs(model, name)
+            signals = self._signals(model, name, english, text)
+            found[name] = signals | self._matched(name, dev, text, tested[name])
+        return found
 
     def _matched(
-        self,
-        model: AdversarialModel,
-        name: str,
-        dev: Outputs,
-        tested: tuple[EvaluationSet, Outputs],
+        self, name: str, dev: Outputs, text: Outputs, tested: tuple[EvaluationSet, Outputs]
     ) -> dict[str, Any]:
         known, labels = self._known, self._tuner.labels
-        text = self._predictions.outputs(model, name)
         ways = {way: known.named(way) for way in NAMED}
         found: dict[str, Any] = {}
         if self._estimable:
@@ -134,10 +130,9 @@ class ExperimentObserver:
         return found
 
     def _signals(
-        self, model: AdversarialModel, name: str, english: NDArray[np.float32]
+        self, model: AdversarialModel, name: str, english: NDArray[np.float32], text: Outputs
     ) -> dict[str, Any]:
-        tuner = self._tuner
-        probabilities = self._predictions.probabilities(model, name)
+        tuner, probabilities = self._tuner, self._predictions.rows(text)
         others = self._embed(model, self._heldout[name])
         signals = signals_of(probabilities) | {
             "neighborhood_density": soft_neighborhood_density(probabilities),

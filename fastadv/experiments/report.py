@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from fastadv.experiments.arm_tables import arm_tables
 from fastadv.experiments.experiment import ENVIRONMENT, RESULTS, Experiment
 from fastadv.experiments.figures import plot_discriminator, plot_scores
 from fastadv.experiments.plan import ExperimentPlan
 from fastadv.experiments.results import CONDITIONS, Results
 from fastadv.experiments.summary import sentences
-from fastadv.experiments.tables import Table, all_tables
+from fastadv.experiments.tables import Table, all_tables, has_papers_arms
 from fastadv.run.files import write_atomically
 from fastadv.selection import MEANINGS
 
@@ -24,6 +25,19 @@ SECTIONS = {
     "Which step to keep": ("criteria", "criteria_baseline", "criteria_adversarial"),
     "Translations": ("alignment",),
     "Is the discriminator working?": ("discriminator",),
+    "Arms: step chosen on English dev": (
+        "arms_english_dev",
+        "gains_english_dev",
+        "effects_english_dev",
+    ),
+    "Arms: last step": ("arms_last", "gains_last", "effects_last"),
+    "Arms: mean of the weights": (
+        "arms_mean_weights",
+        "gains_mean_weights",
+        "effects_mean_weights",
+    ),
+    "By language": ("languages",),
+    "Class shares": ("shares",),
 }
 """Headings of the page, and the names of the tables and kinds of figures under each."""
 
@@ -41,7 +55,8 @@ def write_report(experiment: Experiment) -> list[Path]:
     if not (folder / RESULTS).exists() or not (folder / RESULTS).stat().st_size:
         return []
     results = Results.read(folder / RESULTS)
-    tables = all_tables(results, plan.paper)
+    own = not has_papers_arms(results)
+    tables = arm_tables(results) if own else all_tables(results, plan.paper)
     written = [folder / TABLES]
     write_atomically(written[0], "\n".join(table.markdown() for table in tables.values()))
     for name, table in tables.items():

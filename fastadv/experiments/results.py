@@ -62,6 +62,16 @@ class Results:
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path}: expected results of an experiment: {error}") from error
 
+    @property
+    def arms(self) -> list[str]:
+        """The conditions with a finished run, in the order of the plan."""
+        return list(dict.fromkeys(line["condition"] for line in self.lines))
+
+    def matchings(self) -> list[str]:
+        """The shares that predictions were matched to, in the order in which they were."""
+        last = self.lines[0]["evaluations"][-1]["observed"]
+        return [*last[self.languages[0]].get("matched", {})]
+
     def runs(self, condition: str, language: str) -> dict[int, Result]:
         """Finished runs that were scored on a language, by seed."""
         # For the source language the paper's tables have only the baseline's score.
@@ -72,23 +82,32 @@ class Results:
             if line["condition"] == condition and language in scored | {*line["languages"]}
         }
 
-    def scores(self, condition: str, language: str, criterion: str) -> dict[int, float]:
+    def scores(
+        self, condition: str, language: str, criterion: str, matched: str | None = None
+    ) -> dict[int, float]:
         """Test accuracy or F1 by seed, at the step that a criterion chooses.
 
         Args:
-            condition: "baseline" or "adversarial".
+            condition: The name of an arm, such as "baseline" or "adversarial".
             language: A target, or for the baseline the source.
             criterion: See `fastadv.selection`; or "mean_weights".
+            matched: The shares that predictions are matched to, such as "equal"; None for
+                predictions as they are.
         """
         found = {}
         for seed, line in self.runs(condition, language).items():
             if criterion == AVERAGED:
-                found[seed] = float(line["averaged"]["test"][language][self.metric])
-                continue
-            step = chosen_step(line["evaluations"], language, criterion, self.metric)
-            if step is not None:
+                chosen = line["averaged"]
+            else:
+                step = chosen_step(line["evaluations"], language, criterion, self.metric)
+                if step is None:
+                    continue
                 chosen = next(e for e in line["evaluations"] if e["step"] == step)
-                found[seed] = float(chosen["test"][language][self.metric])
+            scores = chosen["test"][language]
+            if matched is not None:
+                scores = chosen["observed"][language]["matched"].get(matched)
+            if scores is not None:
+                found[seed] = float(scores[self.metric])
         return found
 
     def majority(self) -> tuple[str, dict[str, float]] | None:
@@ -101,9 +120,11 @@ class Results:
         tests = {name: scores for each in found for name, scores in each["test"].items()}
         return found[0]["label"], {name: float(s[self.metric]) for name, s in tests.items()}
 
-    def mean_scores(self, condition: str, criterion: str) -> dict[int, float]:
+    def mean_scores(
+        self, condition: str, criterion: str, matched: str | None = None
+    ) -> dict[int, float]:
         """The mean over all targets by seed, for seeds whose runs are all finished."""
-        by_language = [self.scores(condition, name, criterion) for name in self.languages]
+        by_language = [self.scores(condition, name, criterion, matched) for name in self.languages]
         return {
             seed: float(np.mean([scores[seed] for scores in by_language]))
             for seed in self.seeds

@@ -67,6 +67,11 @@ def all_tables(results: Results, corpus: str | None = None) -> dict[str, Table]:
     return tables
 
 
+def has_papers_arms(results: Results) -> bool:
+    """Whether the conditions are the paper's two, which `all_tables` lays out as it does."""
+    return set(results.arms) <= set(CONDITIONS)
+
+
 def score_table(
     results: Results, corpus: str | None = None, criterion: str = DEFAULT_CRITERION
 ) -> Table:
@@ -83,8 +88,7 @@ def score_table(
         common = [values[lang] for lang in results.languages if lang in values]
         mean = f"{sum(common) / len(common):.1f}" if common else _NOTHING
         rows.append([name, *cells, mean])
-    if (majority := results.majority()) is not None:
-        rows.append(_majority_row(*majority, languages, results.languages))
+    rows += majority_rows(results, languages)
     for condition in CONDITIONS:
         cells = [per_cent(results.scores(condition, lang, criterion)) for lang in languages]
         mean = per_cent(results.mean_scores(condition, criterion))
@@ -100,13 +104,18 @@ def score_table(
     return Table(title, ["", *languages, "mean of targets"], rows)
 
 
-def _majority_row(
-    label: str, scores: Mapping[str, float], languages: Sequence[str], targets: Sequence[str]
-) -> list[str]:
+def majority_rows(results: Results, languages: Sequence[str]) -> list[list[str]]:
+    """A row of what always giving the commonest class of the training labels would score in the
+    languages, and on the mean of the targets; none where results do not have it.
+    """
+    if (majority := results.majority()) is None:
+        return []
+    label, scores = majority
     cells = [f"{100 * scores[lang]:.1f}" if lang in scores else _NOTHING for lang in languages]
-    whole = all(lang in scores for lang in targets)
-    mean = f"{100 * float(np.mean([scores[n] for n in targets])):.1f}" if whole else _NOTHING
-    return [f"always {label}, the commonest in training", *cells, mean]
+    mean = _NOTHING
+    if all(lang in scores for lang in results.languages):
+        mean = f"{100 * float(np.mean([scores[lang] for lang in results.languages])):.1f}"
+    return [[f"always {label}, the commonest in training", *cells, mean]]
 
 
 def ranking_table(results: Results) -> Table:

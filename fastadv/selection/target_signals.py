@@ -52,7 +52,11 @@ class TargetSignals:
 
         A word of which the model sees no piece has no prediction, and is left out.
         """
-        return np.stack(spread(self._task.rows(self.outputs(model, language)), PREDICTIONS))
+        return self.rows(self.outputs(model, language))
+
+    def rows(self, outputs: Outputs) -> NDArray[np.float32]:
+        """`probabilities` of outputs."""
+        return np.stack(spread(self._task.rows(outputs), PREDICTIONS))
 
     def outputs(self, model: AdversarialModel, language: str) -> Outputs:
         """What the model says of the language's texts; see `Task.outputs`."""

@@ -26,6 +26,10 @@ Floats = NDArray[np.float64]
 
 DROP_TRUSTED, DROP_DISTRUSTED = 0.02, 0.06
 """Drops in confidence up to which an estimate counts in full, and from which on not at all."""
+SURE_LEAST, SURE_ENOUGH = 0.1, 0.3
+"""Confidence on English dev, 0 for a guess and 1 for certainty, up to which an estimate does not
+count, as the task is not learned, and from which on in full.
+"""
 RESAMPLES = 200
 INTERVAL = (5.0, 95.0)
 """Percentiles of the bootstrap's interval."""
@@ -83,14 +87,16 @@ def estimate_shares(
             "dev examples of the classes, expected some of each"
         )
     unshrunk = _mixture(rows, classes, others.mean(axis=0))
-    drop = _confidence_drop(rows, classes, others, unshrunk)
+    at_home, abroad = _confidences(rows, classes, others, unshrunk)
+    drop = 1 - abroad / max(at_home, 1e-12)
     sample = _bootstrap(rows, classes, others, seed)
     low, high = np.percentile(sample, INTERVAL, axis=0)
-    certain = (DROP_DISTRUSTED - drop) / (DROP_DISTRUSTED - DROP_TRUSTED)
+    alike = _ramp(drop, DROP_DISTRUSTED, DROP_TRUSTED)
+    learned = _ramp(at_home, SURE_LEAST, SURE_ENOUGH)
     # The share of the distance to English that is not the spread of the estimate itself.
     spread = float(((sample - sample.mean(axis=0)) ** 2).sum(axis=1).mean())
     distance = float(((unshrunk - prior) ** 2).sum())
-    trust = min(1.0, max(0.0, certain)) * distance / max(distance + spread, 1e-12)
+    trust = alike * learned * distance / max(distance + spread, 1e-12)
     shares = trust * unshrunk + (1 - trust) * prior
     return Estimate(shares, unshrunk, low, high, float(trust), float(drop))
 
@@ -112,14 +118,21 @@ def _mixture(rows: Floats, classes: NDArray[np.integer], seen: Floats) -> Floats
     return result
 
 
-def _confidence_drop(
+def _ramp(value: float, nothing: float, all_: float) -> float:
+    """0 up to `nothing`, 1 from `all_` on, or the other way round; straight in between."""
+    return min(1.0, max(0.0, (value - nothing) / (all_ - nothing)))
+
+
+def _confidences(
     rows: Floats, classes: NDArray[np.integer], others: Floats, shares: Floats
-) -> float:
+) -> tuple[float, float]:
+    """Mean confidence on English with these shares, and on the others: 0 is a guess, 1 certain."""
     guess = 1 / rows.shape[1]
-    sure = rows.max(axis=1) - guess
+    sure = rows.max(axis=1)
     by_class = [sure[classes == k].mean() for k in range(rows.shape[1])]
-    at_home = float(np.dot(shares, by_class))
-    return 1 - float(others.max(axis=1).mean() - guess) / max(at_home, 1e-12)
+    found = np.array([np.dot(shares, by_class), others.max(axis=1).mean()])
+    at_home, abroad = (found - guess) / (1 - guess)
+    return float(at_home), float(abroad)
 
 
 def _bootstrap(rows: Floats, classes: NDArray[np.integer], others: Floats, seed: int) -> Floats:

@@ -14,6 +14,8 @@ TOLERANCE = 1e-4
 """In the mean prediction of a class; a hundredth of a per cent is less than one text of 10,000."""
 LEAST = 1e-6
 """A class of share 0 keeps this much, so that its constant is finite."""
+LARGEST = 30.0
+"""Of a constant. Predictions of 0 and 1 cannot be matched by any, which would grow for ever."""
 
 
 def matching_constants(probabilities: NDArray[np.floating], shares: Sequence[float]) -> Floats:
@@ -28,8 +30,9 @@ def matching_constants(probabilities: NDArray[np.floating], shares: Sequence[flo
         shares: (G,) shares of the classes, which sum to 1.
 
     Returns:
-        (G,) float64 with mean 0: softmax(log p + constants), in the mean over the texts, is
-        within `TOLERANCE` of the shares, unless that takes more than `ROUNDS` rounds.
+        (G,) float64, as good as with mean 0: softmax(log p + constants), in the mean over the
+        texts, is within `TOLERANCE` of the shares, unless that takes more than `ROUNDS` rounds or
+        a constant larger than `LARGEST`.
 
     Raises:
         ValueError: There is no text, or the shares are not one number of at least 0 a class.
@@ -46,7 +49,7 @@ def matching_constants(probabilities: NDArray[np.floating], shares: Sequence[flo
         if np.abs(mean - wanted).max() < TOLERANCE:
             break
         constants += np.log(wanted) - np.log(np.maximum(mean, 1e-300))
-        constants -= constants.mean()
+        constants = np.clip(constants - constants.mean(), -LARGEST, LARGEST)
     return constants
 
 

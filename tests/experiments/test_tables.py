@@ -12,6 +12,7 @@ import pytest
 from result_lines import LINES, RESULTS
 
 from fastadv.experiments import paper
+from fastadv.experiments.arm_tables import scores_by_language
 from fastadv.experiments.results import Results, mean_and_deviation
 from fastadv.experiments.tables import (
     NOT_ALLOWED,
@@ -50,6 +51,8 @@ def test_what_the_commonest_class_would_score_stands_above_our_rows() -> None:
     name = "always NET, the commonest in training"
     assert row(table, name) == ["40.0", "25.5", "25.5"]
     assert [cells[0] for cells in table.rows][2:4] == [name, "baseline"]
+    languages = scores_by_language(Results([noted(line) for line in LINES]), "last")
+    assert languages.rows[0] == [name, "25.5", "25.5"]
     # Lines of before it was noted, and those of named entities.
     assert "always" not in score_table(RESULTS).markdown()
     assert "always" not in score_table(Results([{**n, "majority": None} for n in LINES])).markdown()
