@@ -16,6 +16,7 @@ PUBLIC = (
     "ops",
     "records.discriminator_health",
     "records.plots",
+    "records.task_health",
     "records.trackers",
     "reference",
     "samples",

@@ -17,6 +17,8 @@ TaskName = Literal["classification", "ner"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 EncoderChoice = Literal["auto", "packed", "padded"]
 NonFinite = Literal["stop", "skip"]
+Recipe = Literal["paper", "recommended"]
+Scheduler = Literal["constant", "linear"]
 Selection = Literal[
     "english_dev", "entropy", "information", "nuclear_norm", "english_dev+nuclear_norm"
 ]
@@ -33,7 +35,8 @@ class TaskSettings:
 
     Attributes:
         metric: The one number by which runs are compared and selected, of those that score them.
-        defaults: Values of the fields of `FinetuneConfig` that are None.
+        defaults: Values of the fields of `FinetuneConfig` that are None, where nothing else is
+            recommended for the encoder.
         windows: Whether an example of more than `max_length` pieces becomes overlapping windows;
             else it is cut.
         one_class: Whether an example has one class, of which a language has a share.
@@ -74,7 +77,7 @@ SCORE: dict[TaskName, str] = {name: task.metric for name, task in TASK_SETTINGS.
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of an adversarial finetuning run; `None` means "the task's default".
+    """Settings of an adversarial finetuning run; `None` leaves a value to `recipe` and the task.
 
     Args:
         steps: Iterations of Algorithm 1, each one task, one discriminator and one generator
@@ -92,7 +95,8 @@ class FinetuneConfig:
             (longer ones are cut), 128 for NER (longer sentences become overlapping windows). Ours.
         window_overlap: Word pieces shared by neighbouring windows of a long NER sentence. Default
             a quarter of max_length. Ours.
-        lr_task: Adam learning rate of the task phase. Default 2e-6, NER 6e-6 (paper, 3.2, 3.3).
+        lr_task: Adam learning rate of the task phase. Default as `recipe` says: 2e-6, NER 6e-6
+            (paper, 3.2, 3.3), or what fits the encoder; so for the next two.
         lr_discriminator: The discriminator's. Default 5e-5, NER 5e-4 (paper, 3.2, 3.3).
         lr_generator: The generator's. Default 2e-8, NER 6e-8 (paper, 3.2, 3.3).
         relaxation: Let other languages be up to 1 + relaxation times as dense as English anywhere
@@ -139,6 +143,14 @@ class FinetuneConfig:
         match_shares: Also score, and keep with the model, predictions matched to class shares:
             those of "english" training data, "equal" ones, "halfway" between, an "estimate", or
             given ones by language. Changes no step. Ours: none.
+        lr_scheduler_type: The task phase's rate: "constant" is the paper's; "linear" falls from
+            lr_task to 0 at `steps`. The discriminator's and the generator's rates stay constant,
+            as in the paper. Ours but for the first.
+        warmup_steps: Steps at the start in which the task phase's rate rises linearly to lr_task,
+            with either scheduler; the first step's is lr_task / warmup_steps. The paper has none.
+        recipe: What fields get that are left open: "paper", the paper's values, or "recommended",
+            what fits the encoder (`fastadv.recommended`): rates of their own for
+            fastadv-mini and e5-small, and for all others the paper's. Ours.
         eval_every: Steps between evaluations (the last step is always evaluated); 0 for none but
             the last.
         eval_at_start: Also evaluate before the first step (the origin of Figure 2).
@@ -178,6 +190,9 @@ class FinetuneConfig:
     class_shares: ClassShares = "ignore"
     shares_every: int = 50
     match_shares: MatchShares | None = None
+    lr_scheduler_type: Scheduler = "constant"
+    warmup_steps: int = 0
+    recipe: Recipe = "recommended"
     eval_every: int = 100
     eval_at_start: bool = False
     eval_batch_size: int = 32
@@ -185,10 +200,11 @@ class FinetuneConfig:
     log_every: int = 10
     backend: str | None = None
 
-    # What a resumed run may change: none of these alters what a step computes.
+    # What a resumed run may change: none of these alters what a step computes. A recipe's values
+    # are in the fields that it fills.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
         (
-            "steps", "match_shares", "eval_every", "eval_at_start", "eval_batch_size",
+            "steps", "match_shares", "recipe", "eval_every", "eval_at_start", "eval_batch_size",
             "checkpoint_every", "log_every",
         )
     )  # fmt: skip
@@ -196,8 +212,22 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    def resolved(self, task: TaskName) -> ResolvedConfig:
-        """The same settings with the task's defaults filled in.
+    @property
+    def free_on_resume(self) -> frozenset[str]:
+        """Fields that a resumed run may change: not `steps` where the rates follow from it."""
+        if self.lr_scheduler_type == "constant":
+            return self.FREE_ON_RESUME
+        return self.FREE_ON_RESUME - {"steps"}
+
+    def resolved(
+        self, task: TaskName, recommended: Mapping[str, float | int] | None = None
+    ) -> ResolvedConfig:
+        """The same settings with nothing left open.
+
+        Args:
+            task: Its defaults are the paper's values.
+            recommended: Values that fit the encoder (`fastadv.recommended`), which go
+                before the task's defaults, unless the recipe is the paper's.
 
         Raises:
             ValueError: There is no such task, or `window_overlap` leaves no room in a window of
@@ -207,7 +237,8 @@ class FinetuneConfig:
             raise ValueError(f"task is {task!r}, expected one of {', '.join(TASK_SETTINGS)}")
         settings = TASK_SETTINGS[task]
         values = dataclasses.asdict(self)
-        for name, default in settings.defaults.items():
+        chosen = recommended or {} if self.recipe == "recommended" else {}
+        for name, default in {**settings.defaults, **chosen}.items():
             if values[name] is None:
                 values[name] = default
         if not settings.one_class and self.class_shares != "ignore":
@@ -227,7 +258,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(FinetuneConfig):
-    """A `FinetuneConfig` in which no task default is open."""
+    """A `FinetuneConfig` in which nothing is left open."""
 
     max_length: int
     window_overlap: int
@@ -235,9 +266,34 @@ class ResolvedConfig(FinetuneConfig):
     lr_discriminator: float
     lr_generator: float
 
+    def rates(self, step: int) -> dict[str, float]:
+        """By phase, the learning rates in step `step`, counted from 0, that are not constant."""
+        falling = self.steps - self.warmup_steps if self.lr_scheduler_type == "linear" else 0
+        if not (falling or self.warmup_steps):
+            return {}
+        return {"task": self.lr_task * rate_factor(step, self.steps, self.warmup_steps, falling)}
+
+
+def rate_factor(step: int, steps: int, rising: int, falling: int, final: float = 0.0) -> float:
+    """The factor of a learning rate that rises from 0, stays, and falls to `final`, linearly.
+
+    Args:
+        step: Counted from 0; the first step's factor is above 0.
+        steps: Steps in all; after the last the factor would be `final`.
+        rising: Steps until the factor is 1.
+        falling: Last steps, in which it falls.
+        final: What it falls to, a share of 1.
+    """
+    if step < rising:
+        return (step + 1) / rising
+    left = steps - step
+    if left < falling:
+        return final + (1 - final) * left / falling
+    return 1.0
+
 
 _AT_LEAST_ONE = ("steps", "shares_every", "batch_size", "eval_batch_size", "log_every")
-_AT_LEAST_ZERO = ("window_overlap", "eval_every", "checkpoint_every", "seed")
+_AT_LEAST_ZERO = ("window_overlap", "warmup_steps", "eval_every", "checkpoint_every", "seed")
 _NOT_NEGATIVE = ("lr_task", "lr_discriminator", "lr_generator", "relaxation", "weight_decay")
 _FRACTIONS = ("beta1", "beta2", "dropout", "head_dropout")
 
@@ -298,3 +354,9 @@ def _check(config: FinetuneConfig) -> None:
         _check_shares("match_shares", config.match_shares, _MATCHED)
     if config.encoder not in ("auto", "packed", "padded"):
         refuse("encoder", "'auto', 'packed' or 'padded'")
+    if config.recipe not in get_args(Recipe):
+        refuse("recipe", "'paper' or 'recommended'")
+    if config.lr_scheduler_type not in get_args(Scheduler):
+        refuse("lr_scheduler_type", "'constant' or 'linear'")
+    if config.lr_scheduler_type == "linear" and config.warmup_steps >= config.steps:
+        refuse("warmup_steps", f"fewer than steps, {config.steps}, for lr_scheduler_type 'linear'")

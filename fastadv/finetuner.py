@@ -30,6 +30,7 @@ from fastadv.model_io.loading import load_encoder, load_tokenizer, set_dropout
 from fastadv.model_io.packaged import resolve_model
 from fastadv.nn.encoder import build_encoder
 from fastadv.nn.heads import HEAD_OPERATIONS, AdversarialModel
+from fastadv.recommended import resolved_for, say_recommended
 from fastadv.records.history import History
 from fastadv.records.progress import notice
 from fastadv.run import checkpoint as checkpoints
@@ -47,6 +48,7 @@ from fastadv.selection.target_signals import TargetSignals
 from fastadv.tasks.class_shares import ClassShares, Matched, matched_outputs
 from fastadv.tasks.classification import DocumentPrediction
 from fastadv.tasks.evaluation_set import EvaluationSet
+from fastadv.tasks.majority import majority_class, majority_record
 from fastadv.tasks.ner import SentencePrediction
 from fastadv.tasks.preparation import Preparation
 from fastadv.tasks.registry import task_of
@@ -72,12 +74,13 @@ class AdversarialFinetuner:
     Keung, Lu and Bhardwaj, EMNLP 2019, Algorithm 1.
 
     Args:
-        model: A hub id, a folder, the alias "e5-small", or a transformers model (then `tokenizer`
-            must be given). Loaded in float32.
+        model: A hub id, a folder, "fastadv-mini", "e5-small", or a transformers model (then
+            `tokenizer` must be given). Loaded in float32.
         task: "classification" of documents, or "ner".
         labels: The classes, or for NER the tags ("O", "B-PER", "I-PER", ...), in the order of
             the output.
-        config: Settings; the paper's are the defaults.
+        config: Settings; the paper's are the defaults, but for rates of the two named encoders
+            (`FinetuneConfig.recipe`).
         tokenizer: A fast tokenizer; by default the model's own.
         device: Where to run; by default the GPU if there is one.
 
@@ -102,7 +105,7 @@ class AdversarialFinetuner:
         self.task: TaskName = task
         chosen = task_of(task)
         self.labels = chosen.checked_labels(labels)
-        resolved = config.resolved(task)
+        resolved = resolved_for(config, task, model)
         precision = resolve_precision(resolved.precision, self.device)
         resolved = dataclasses.replace(resolved, precision=precision)
         self._check_backend(config.backend, HEAD_OPERATIONS)
@@ -116,6 +119,7 @@ class AdversarialFinetuner:
             tokenizer = tokenizer or load_tokenizer(path)
         self.tokenizer = checked_tokenizer(tokenizer, encoder)
         self.config: ResolvedConfig = checked_length(resolved, encoder)
+        say_recommended(config, task, model)
         self.class_counts: Mapping[str, int] = {}
         self.matched: dict[str, Matched] = {}
         self.preparation = Preparation(chosen, self.labels, tokenizer, self.config)
@@ -135,6 +139,13 @@ class AdversarialFinetuner:
             relaxation=config.relaxation,
         ).to(self.device)
         self.trainer = Trainer(self.model, self.config)
+
+    @property
+    def majority(self) -> str | None:
+        """The commonest class of the examples that `fit` was given, or of those that a saved model
+        was trained on; None before, for NER, and of models saved without their counts.
+        """
+        return majority_class(task_of(self.task), self.class_counts, self.labels)
 
     def _check_backend(self, backend: str | None, operations: Sequence[str]) -> None:
         """Refuses a backend that cannot run now, not after the data was read."""
@@ -342,6 +353,7 @@ class AdversarialFinetuner:
             shares=shares,
             matching=matching,
             warn_of_shares=warn_of_shares,
+            majority=majority_record(self.majority, self.labels, dev_set, tests),
         )
         return run.go(resume)
 

@@ -21,6 +21,7 @@ ALLOWED = {
     "data": "",
     "shares": "",
     "device": "config",
+    "recommended": "config",
     "environment": "backends",
     "ops": "backends",
     "records": "config",
@@ -34,13 +35,13 @@ ALLOWED = {
     "selection": "config nn tasks",
     "embedder": "config data device batches nn tasks model_io",
     "run": "config device records batches shares nn training tasks selection model_io",
-    "finetuner": "config backends device data records batches nn training tasks selection model_io"
-    " embedder run",
+    "finetuner": "config recommended backends device data records batches nn training tasks"
+    " selection model_io embedder run",
     "pretraining": "config device ops records batches weights nn training tasks model_io run",
-    "experiments": "config data samples environment records batches shares nn tasks selection run"
-    " finetuner",
-    "cli": "config data environment records shares tasks model_io embedder run finetuner"
-    " pretraining experiments",
+    "experiments": "config recommended data samples environment records batches shares nn tasks"
+    " selection run finetuner",
+    "cli": "config recommended data environment records shares tasks model_io embedder run"
+    " finetuner pretraining experiments",
     "__main__": "cli",
 }
 

@@ -64,6 +64,20 @@ class TokenizedDataset:
         """(E,) int64: the tokens of each example, over all its windows."""
         return np.diff(self.token_offsets[self.example_offsets])
 
+    @property
+    def guessing_loss(self) -> float:
+        """The least mean loss of predictions that are the same for every text, in nats: of a
+        document, or summed over a sentence's words (paper, 3.1). It is the entropy of the labels.
+
+        Raises:
+            ValueError: The examples are unlabelled.
+        """
+        labels = self.labels if self.word_labels is None else self.word_labels
+        if labels is None:
+            raise ValueError("found no labels, expected labelled examples")
+        counts = np.unique(labels, return_counts=True)[1]
+        return float((counts * np.log(counts.sum() / counts)).sum() / len(self))
+
     def __getitem__(self, index: int) -> list[TokenSequence]:
         """The sequences of one example: one for a document, one or more for a sentence."""
         index = range(len(self))[index]

@@ -28,7 +28,8 @@ DESCRIPTION = (
     "Score a finetuned model on labelled files: accuracy and macro-F1 of documents (paper, "
     "Table 1), or precision, recall and F1 of entities as conlleval counts them (paper, Table 2). "
     "A test that is named as a language in which predictions were matched is scored with and "
-    "without."
+    "without. For documents also what always giving the commonest class of the training labels "
+    "would score."
 )
 
 
@@ -68,25 +69,34 @@ def run(options: Namespace) -> None:
     files = reading.files(tests)
     hush(options.quiet)
     from fastadv.finetuner import AdversarialFinetuner
+    from fastadv.tasks.majority import majority_scores
 
     tuner = AdversarialFinetuner.from_pretrained(model_of(options))
     dev = None if options.dev is None else reading.file("dev", options.dev)
     texts = files | reading.files(unlabeled)
     match(tuner, options.match_shares, texts, list(tests), dev, reading.file)
-    reports = {}
+    reports, majority = {}, {}
     for name, data in files.items():
         examples = tuner.evaluation_set(data)
         reports[name] = tuner.report(examples)
         if name in tuner.matched:
             reports[f"{name}, matched"] = tuner.report(examples, name)
+        if (least := majority_scores(examples, tuner.majority, tuner.labels)) is not None:
+            majority[name] = least
     scores = {name: report.scores() for name, report in reports.items()}
     details = {n: report.details() for n, report in reports.items()} if options.details else {}
     if options.json:
-        facts = {name: found | details.get(name, {}) for name, found in scores.items()}
+        facts = {name: {**found, **details.get(name, {})} for name, found in scores.items()}
+        for name, least in majority.items():
+            facts[name]["majority"] = {"label": tuner.majority, **least}
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     metrics = list(next(iter(scores.values())))
     rows = [[name, *(f"{values[m]:.4f}" for m in metrics)] for name, values in scores.items()]
+    rows += [
+        [f"{name}, always {tuner.majority}", *(f"{least[m]:.4f}" for m in metrics)]
+        for name, least in majority.items()
+    ]
     print(table(["test", *metrics], rows))
     for name, found in details.items():
         print(f"\n{name}\n\n{_tables(found)}")

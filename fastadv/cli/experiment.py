@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from fastadv.cli.messages import hush, one_line
-from fastadv.cli.options import add_quiet, add_repeated, each, named
+from fastadv.cli.options import add_quiet, add_recipe, add_repeated, each, named, settings_of
 from fastadv.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="threads of each run on the CPU; by default the cores shared out over the jobs",
     )
     add_quiet(parser)
+    add_recipe(parser)
     parser.add_class_arguments(
         FinetuneConfig,
         "config",
@@ -83,10 +84,13 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     from fastadv.experiments.experiment import Experiment
     from fastadv.experiments.report import write_report
+    from fastadv.recommended import say_recommended
 
     plan = _plan(options)
     hush(options.quiet)
     experiment = Experiment(Path(options.output), plan)
+    # Here, as runs may be processes of their own, which write to a file.
+    say_recommended(plan.config, plan.task, plan.model)
     experiment.go(options.jobs, options.quiet)
     _report(experiment, write_report)
 
@@ -121,7 +125,7 @@ def _plan(options: Namespace) -> ExperimentPlan:
         return corpus_plan(
             options.what,
             Path(options.data),
-            FinetuneConfig(**options.config.as_dict()),
+            settings_of(options),
             options.model or MULTILINGUAL_BERT,
             languages,
             seeds or SEEDS,
@@ -151,6 +155,8 @@ def _written_down(options: Namespace, languages: list[str], seeds: list[int]) ->
         changes["model"] = options.model
     if options.threads is not None:
         changes["threads"] = options.threads
+    if options.recipe is not None:
+        changes["config"] = dataclasses.replace(plan.config, recipe=options.recipe)
     return dataclasses.replace(plan.narrowed(languages, seeds), **changes)
 
 

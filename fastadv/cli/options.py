@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from fastadv.cli.options_file import OptionsFile
+from fastadv.config import FinetuneConfig, Recipe
 
 if TYPE_CHECKING:
     from fastadv.data import DataFile
@@ -75,6 +76,30 @@ def add_quiet(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="say nothing on standard error but warnings and errors"
     )
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    """`--recipe`, the short form of `--config.recipe`."""
+    parser.add_argument(
+        "--recipe",
+        type=Recipe | None,
+        default=None,
+        help="what settings get that are left open: the paper's values, or what fits the encoder "
+        "(--config.recipe)",
+    )
+
+
+def settings_of(options: Namespace) -> FinetuneConfig:
+    """`--config`, into which `--recipe` is put, in the options too.
+
+    Raises:
+        ValueError: A setting is refused.
+    """
+    if options.recipe is not None:
+        options.config.recipe = options.recipe
+    # What is kept of the options says it once.
+    del options["recipe"]
+    return FinetuneConfig(**options.config.as_dict())
 
 
 def add_json(parser: ArgumentParser) -> None:

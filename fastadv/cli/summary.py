@@ -13,7 +13,8 @@ _WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 
 
 def summary(histories: Mapping[str, History], task: TaskName) -> str:
-    """One row for each test set (or English dev, without one) and run; with two, the difference.
+    """One row for each test set (or English dev, without one) and run; with two, the difference;
+    and for classes what always giving the commonest one of the training labels would score.
 
     Columns: the score at the step that was selected (by default on English dev, if there was a
     dev set), at the last step, and of the mean of the weights, if that was kept. Empty where
@@ -29,6 +30,7 @@ def summary(histories: Mapping[str, History], task: TaskName) -> str:
         return ""
     first = next(iter(points.values()))
     names = list(first["last"]["test"]) or ["dev"]
+    majority = next(iter(histories.values())).majority
     rows = []
     for name in names:
         scores: dict[str, list[float]] = {}
@@ -43,12 +45,15 @@ def summary(histories: Mapping[str, History], task: TaskName) -> str:
             one, other = scores.values()
             differences = [f"{a - b:+.4f}" for a, b in zip(one, other, strict=True)]
             rows.append([name, "difference", *(c for d in differences for c in ("", d))])
+        if majority is not None:
+            score = f"{(majority['test'] or {'dev': majority.get('dev')})[name][metric]:.4f}"
+            rows.append([name, f"always {majority['label']}", *["", score] * len(first)])
     header = [
         "test",
         "run",
         *(cell for point in first for cell in (f"{point} {_WHAT[point]}", metric)),
     ]
-    if len(histories) == 1:
+    if len(histories) == 1 and majority is None:
         header.pop(1)
         rows = [[cells[0], *cells[2:]] for cells in rows]
     return table(header, rows, left=len(header) - 2 * len(first))

@@ -19,10 +19,12 @@ from fastadv.cli.options import (
     add_options_file,
     add_quiet,
     add_reading,
+    add_recipe,
     add_repeated,
     each,
     is_read_once,
     named,
+    settings_of,
 )
 from fastadv.cli.run_folder import BASELINE, has_begun, has_checkpoint, recorded, refuse_other_run
 from fastadv.config import FinetuneConfig, TaskName
@@ -109,13 +111,14 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add_reading(parser, "train, dev, or the name of an --unlabeled or --test file")
     add_quiet(parser)
+    add_recipe(parser)
     parser.add_class_arguments(
         FinetuneConfig, "config", help="Settings; 'paper' and a section is where a default is from"
     )
 
 
 def run(options: Namespace) -> None:
-    config = FinetuneConfig(**options.config.as_dict())
+    config = settings_of(options)
     if options.baseline and not config.adversarial:
         raise ValueError(
             "found --baseline with --config.adversarial false, expected an adversarial run to "

@@ -13,7 +13,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fastadv.cli.messages import hush, one_line
-from fastadv.cli.options import add_options_file, add_quiet, add_reading, add_repeated
+from fastadv.cli.options import (
+    add_options_file,
+    add_quiet,
+    add_reading,
+    add_recipe,
+    add_repeated,
+    settings_of,
+)
 from fastadv.cli.train import data_and_labels
 from fastadv.config import FinetuneConfig, TaskName
 
@@ -64,13 +71,15 @@ def add_options(parser: ArgumentParser) -> None:
         "--span",
         type=float,
         default=10.0,
-        help="rates are searched from 1/span to span times the configured ones",
+        help="rates are searched from 1/span to span times the configured ones, which are those "
+        "that fit the encoder unless others are given (--recipe)",
     )
     parser.add_argument(
         "--startup", type=int, default=6, help="trials at random before the search learns"
     )
     add_reading(parser, "train, dev, or the name of an --unlabeled file")
     add_quiet(parser)
+    add_recipe(parser)
     parser.add_class_arguments(
         FinetuneConfig, "config", help="Settings; the three rates are where the search begins"
     )
@@ -78,8 +87,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     from fastadv.experiments.tuning import RATES, Search, Trial, best_of, propose
+    from fastadv.recommended import resolved_for, say_recommended
 
-    config = FinetuneConfig(**options.config.as_dict())
+    config = settings_of(options)
     if options.trials < 1:
         raise ValueError(f"--trials is {options.trials}, expected at least 1")
     if config.selection != "english_dev":
@@ -87,13 +97,15 @@ def run(options: Namespace) -> None:
             f"--config.selection is {config.selection!r}, expected 'english_dev': trials are "
             "compared by their scores on dev"
         )
-    resolved = config.resolved(options.task)
+    resolved = resolved_for(config, options.task, options.model)
     searched = RATES if config.adversarial else RATES[:1]
     centre = {name: float(getattr(resolved, name)) for name in searched}
     # Wrong options are refused here, before anything is written.
     propose([], centre, options.span, config.seed, options.startup)
     hush(options.quiet)
     data, labels = data_and_labels(options)
+    # Here, as every trial has rates of its own.
+    say_recommended(config, options.task, options.model)
     search = Search(Path(options.output), _settings(options), options.resume)
     for number in range(len(search.trials), options.trials):
         rates = propose(search.trials, centre, options.span, config.seed, options.startup)

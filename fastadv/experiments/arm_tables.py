@@ -9,7 +9,7 @@ from scipy import stats
 
 from fastadv.experiments.plan import BASELINE
 from fastadv.experiments.results import AVERAGED, Results
-from fastadv.experiments.tables import DEFAULT_CRITERION, Table, per_cent
+from fastadv.experiments.tables import DEFAULT_CRITERION, Table, majority_rows, per_cent
 
 CHOICES = (DEFAULT_CRITERION, "last", AVERAGED)
 """How a run's model is chosen; none of them reads the target language."""
@@ -73,8 +73,10 @@ def effects(results: Results, criterion: str) -> Table:
 
 
 def scores_by_language(results: Results, criterion: str) -> Table:
-    """A row for each arm and way of matching, a column for each language."""
-    rows = []
+    """A row for each arm and way of matching, and one above for the commonest class of the training
+    labels; a column for each language.
+    """
+    rows = majority_rows(results, results.languages)
     for arm in results.arms:
         for way in [None, *results.matchings()]:
             found = [results.scores(arm, lang, criterion, way) for lang in results.languages]

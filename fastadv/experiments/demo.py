@@ -117,8 +117,9 @@ def run(
         quiet: Show no progress.
 
     Returns:
-        The report: a row for each run and a column for each language, median cosines of
-        translations before and after (paper, Table 3), and where the curves lie.
+        The report: a row for each run and one for the commonest class of the training labels, a
+        column for each language, median cosines of translations before and after (paper, Table 3),
+        and where the curves lie.
 
     Raises:
         ValueError: The folder holds runs and `overwrite` is False.
@@ -205,6 +206,9 @@ def _report(
         chosen = next((e for e in evaluations if e["step"] == history.best_step), evaluations[-1])
         scores = [f"{chosen['test'][lang][SCORE[task]]:.3f}" for lang in languages]
         rows.append([name, str(chosen["step"]), *scores])
+    if (majority := next(iter(histories.values())).majority) is not None:
+        scores = [f"{majority['test'][lang][SCORE[task]]:.3f}" for lang in languages]
+        rows.append([f"always {majority['label']}", "", *scores])
     chosen_by = "chosen on English dev" if histories["baseline"].best_step is not None else "last"
     parts = [f"Test {SCORE[task]} ({chosen_by})", table(["", "step", *languages], rows)]
     if cosines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -222,14 +224,20 @@ def read_plan_of(folder: Path) -> ExperimentPlan:
 
 
 def _refuse_other(written: Path, plan: ExperimentPlan) -> None:
-    found = read_plan_of(written.parent).as_json()
-    wanted = plan.as_json()
+    found, wanted = _deciding(read_plan_of(written.parent)), _deciding(plan)
     changed = sorted(n for n in wanted if found.get(n) != wanted[n])
     if changed:
         raise ValueError(
             f"{written}: the experiment there differs in {', '.join(changed)}, expected the same "
             "to resume it, or a new folder"
         )
+
+
+def _deciding(plan: ExperimentPlan) -> dict[str, Any]:
+    """What decides the results: numbers, and not the recipe that they are from."""
+    found = dataclasses.replace(plan, config=plan.resolved()).as_json()
+    del found["config"]["recipe"]
+    return found
 
 
 @contextmanager

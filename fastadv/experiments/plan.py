@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastadv.config import FinetuneConfig, TaskName
+from fastadv.config import FinetuneConfig, ResolvedConfig, TaskName
 from fastadv.data import DataFile
+from fastadv.recommended import resolved_for
 
 BASELINE, ADVERSARIAL = "baseline", "adversarial"
 SharesFrom = Literal["config", "estimate", "counted", "oracle"]
@@ -205,6 +206,10 @@ class ExperimentPlan:
             common["class_shares"] = "estimate"
         return dataclasses.replace(self.config, **(dict(arm.config) | common))
 
+    def resolved(self) -> ResolvedConfig:
+        """The settings with what is left open filled in, as the runs have them."""
+        return resolved_for(self.config, self.task, self.model)
+
     def narrowed(self, languages: Sequence[str], seeds: Sequence[int]) -> ExperimentPlan:
         """The plan with only these targets and seeds; an empty sequence stands for all of them.
 
@@ -231,7 +236,8 @@ class ExperimentPlan:
         values["source"] = Source(source["language"], *files)
         values["targets"] = tuple(_target(target) for target in found["targets"])
         values["seeds"] = tuple(found["seeds"])
-        values["config"] = FinetuneConfig(**found["config"])
+        # Before there was a recipe, fields that were left open had the paper's values.
+        values["config"] = FinetuneConfig(**{"recipe": "paper", **found["config"]})
         # Plans of before there were arms have the paper's two.
         values["arms"] = tuple(Arm(**arm) for arm in found["arms"]) if "arms" in found else ARMS
         return cls(**values)

@@ -86,7 +86,7 @@ def write_report(experiment: Experiment) -> list[Path]:
 
 
 def _facts(plan: ExperimentPlan, results: Results) -> dict[str, str]:
-    config = plan.config.resolved(plan.task)
+    config = plan.resolved()
     done, planned = len(results.lines), len(plan.runs())
     return {
         "Model": plan.model,

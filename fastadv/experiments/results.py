@@ -110,6 +110,16 @@ class Results:
                 found[seed] = float(scores[self.metric])
         return found
 
+    def majority(self) -> tuple[str, dict[str, float]] | None:
+        """The commonest class of the training labels, and what always giving it would score, by
+        language; None for NER, and for results of before it was noted.
+        """
+        found = [line["majority"] for line in self.lines if line.get("majority") is not None]
+        if not found:
+            return None
+        tests = {name: scores for each in found for name, scores in each["test"].items()}
+        return found[0]["label"], {name: float(s[self.metric]) for name, s in tests.items()}
+
     def mean_scores(
         self, condition: str, criterion: str, matched: str | None = None
     ) -> dict[int, float]:

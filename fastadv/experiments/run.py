@@ -150,6 +150,7 @@ def _result(
         "source": plan.source.language,
         "languages": list(run.languages),
         "seed": run.seed,
+        "majority": history.majority,
         "selected_step": history.best_step,
         "evaluations": evaluations,
         "averaged": averaged,

@@ -77,7 +77,9 @@ def score_table(
 ) -> Table:
     """Tables 1 and 2 of the paper: test scores at the step chosen on English dev.
 
-    Mean and standard deviation over seeds; the last row is the difference between runs of one seed.
+    Mean and standard deviation over seeds. Before our rows stands what always giving the commonest
+    class of the training labels would score, where results have it (`Results.majority`). The last
+    row is the difference between runs of one seed.
     """
     languages = [results.source, *results.languages]
     rows = []
@@ -86,6 +88,7 @@ def score_table(
         common = [values[lang] for lang in results.languages if lang in values]
         mean = f"{sum(common) / len(common):.1f}" if common else _NOTHING
         rows.append([name, *cells, mean])
+    rows += majority_rows(results, languages)
     for condition in CONDITIONS:
         cells = [per_cent(results.scores(condition, lang, criterion)) for lang in languages]
         mean = per_cent(results.mean_scores(condition, criterion))
@@ -99,6 +102,20 @@ def score_table(
         f"standard deviation of {_seeds(results)}, step chosen by {criterion}."
     )
     return Table(title, ["", *languages, "mean of targets"], rows)
+
+
+def majority_rows(results: Results, languages: Sequence[str]) -> list[list[str]]:
+    """A row of what always giving the commonest class of the training labels would score in the
+    languages, and on the mean of the targets; none where results do not have it.
+    """
+    if (majority := results.majority()) is None:
+        return []
+    label, scores = majority
+    cells = [f"{100 * scores[lang]:.1f}" if lang in scores else _NOTHING for lang in languages]
+    mean = _NOTHING
+    if all(lang in scores for lang in results.languages):
+        mean = f"{100 * float(np.mean([scores[lang] for lang in results.languages])):.1f}"
+    return [[f"always {label}, the commonest in training", *cells, mean]]
 
 
 def ranking_table(results: Results) -> Table:

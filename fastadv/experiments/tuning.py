@@ -47,8 +47,8 @@ def propose(
 
     Args:
         trials: The finished trials.
-        centre: Configured rates; each is searched from 1/span to span times itself, on a
-            logarithmic scale. A rate of 0 stays 0.
+        centre: Rates to search around, those configured or those that fit the encoder; each is
+            searched from 1/span to span times itself, on a logarithmic scale. A rate of 0 stays 0.
         span: A factor above 1.
         seed: Seeds what is random in a proposal, together with the number of trials.
         startup: Trials that are drawn at random before the estimator begins.

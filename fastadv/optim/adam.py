@@ -64,7 +64,7 @@ class GradientAdam(ABC):
 
     Attributes:
         names, parameters: As given, in order.
-        lr: The learning rate (the paper's are constant, section 3.1); may be set between steps.
+        lr: The learning rate (the paper's are constant); may be set between steps.
         skipped: Steps left out so far.
         scaler: The loss scaler.
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastadv.config import FinetuneConfig, NonFinite, Precision
+from fastadv.config import FinetuneConfig, NonFinite, Precision, rate_factor
 
 Adversary = Literal["none", "source", "all"]
 
@@ -124,6 +124,11 @@ class PretrainConfig:
         _check(self)
 
     @property
+    def free_on_resume(self) -> frozenset[str]:
+        """Fields that a resumed run may change."""
+        return self.FREE_ON_RESUME
+
+    @property
     def adversarial(self) -> bool:
         """Whether there are phases D and G."""
         return self.adversary != "none"
@@ -145,12 +150,16 @@ class PretrainConfig:
 
     def rate(self, step: int) -> float:
         """The factor of the learning rates in step `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        left = self.steps - step
-        if left < self.decay_steps:
-            return self.final_lr + (1 - self.final_lr) * left / self.decay_steps
-        return 1.0
+        return rate_factor(step, self.steps, self.warmup_steps, self.decay_steps, self.final_lr)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The learning rates of all phases in step `step`, counted from 0."""
+        rate = self.rate(step)
+        return {
+            "task": rate * self.lr,
+            "discriminator": rate * self.lr_discriminator,
+            "generator": rate * self.lr_generator,
+        }
 
     def length(self, step: int) -> int:
         """The longest sequence of step `step`."""

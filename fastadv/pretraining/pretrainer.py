@@ -104,14 +104,6 @@ class Pretrainer:
 
     def step(self, batches: Batches) -> StepLosses:
         """One update of each phase, with the rates of this step; batches on the device."""
-        rate, config = self.config.rate(self.trainer.step_count), self.config
-        rates = {
-            "task": config.lr,
-            "discriminator": config.lr_discriminator,
-            "generator": config.lr_generator,
-        }
-        for phase, lr in rates.items():
-            self.trainer.optimizers[phase].lr = rate * lr
         return self.trainer.step(*batches)
 
     @torch.no_grad()

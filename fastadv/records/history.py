@@ -20,11 +20,15 @@ class History:
             earliest of equals; by default the score on the source language's dev set (paper,
             section 3.1). None without a dev set.
         best_score: That value: accuracy, or F1 for NER; for an ensemble the mean of its ranks.
+        majority: What always giving the commonest class of the training labels would score:
+            {"label", "dev": {metric: value}, "test": {name: {metric: value}}}. None for NER
+            (`fastadv.tasks.majority`).
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None
     best_score: float | None = None
+    majority: dict[str, Any] | None = None
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The evaluation records, in the order of their steps."""

@@ -15,7 +15,7 @@ from fastadv.batches.packing import PackedBatch
 from fastadv.device import is_gpu
 from fastadv.model_io.finetuned import save_model
 from fastadv.nn.heads import AdversarialModel
-from fastadv.records.discriminator_health import diagnose
+from fastadv.records.health import diagnose
 from fastadv.records.history import History
 from fastadv.records.progress import Bar
 from fastadv.records.trackers import Tracker, open_tracker
@@ -54,6 +54,7 @@ class Run(Loop[Prepared]):
         trackers: Names of trackers.
         observer: Looks at the model at every evaluation.
         exports: Whether models are written.
+        majority: See `History`.
         shares: By what class shares English is drawn; None for English as it comes.
         matching: Matches predictions on tests that are named as a language.
         warn_of_shares: Makes sentences at the end of the run.
@@ -72,6 +73,7 @@ class Run(Loop[Prepared]):
         trackers: Sequence[str] = (),
         observer: Observer | None = None,
         exports: bool = True,
+        majority: dict[str, Any] | None = None,
         shares: DrawnShares | None = None,
         matching: MatchedPredictions | None = None,
         warn_of_shares: Callable[[], list[str]] | None = None,
@@ -88,12 +90,13 @@ class Run(Loop[Prepared]):
         self.choice, self.observer, self.exports = choice, observer, exports
         self.draws, self.dev, self.tests, self.quiet = draws, dev, dict(tests), quiet
         self.tracker_names, self.trackers = trackers, list[Tracker]()
-        self.history = History()
+        self.history, self.majority = History(), majority
         self.finetuned = trained
         self.mean = WeightMean(self.config.steps) if self.config.mean_weights else None
         self.best_folder = None
         if self.folder is not None and exports:
             self.best_folder = BestFolder(self.folder, trained.save_pretrained)
+        self._guessing = draws.labeled.guessing_loss
         # Where the streams stand after the last step done; they may be ahead of it.
         self.positions = draws.positions
         self.bar: Bar | None = None
@@ -109,6 +112,7 @@ class Run(Loop[Prepared]):
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
         self._open(resume)
+        self.history.majority = self.majority
         self.bar = Bar(self.config.steps, self.step, self.quiet)
         try:
             with stop_request(self.quiet) as stop:
@@ -182,7 +186,8 @@ class Run(Loop[Prepared]):
         if self.bar is not None:
             self.bar.show(means)
         trained = [r for r in self.history.records if r["kind"] == "train"]
-        self._warn(diagnose(trained, self.config))
+        for message in diagnose(trained, self.config, self._guessing):
+            self._warn(message)
 
     def _warn(self, message: str | None, about: str | None = None) -> None:
         """A sentence that is said once, or once of those that begin alike."""

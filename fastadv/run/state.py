@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastadv.config import TASK_SETTINGS
 from fastadv.run.trained import Trained
 
 
@@ -73,12 +74,24 @@ def _check_same_run(tuner: Trained, state: Mapping[str, Any], path: Path) -> Non
     fields = dataclasses.fields(tuner.config)
     theirs |= {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     theirs |= state["config"]
-    for name in sorted((ours.keys() | theirs.keys()) - tuner.config.FREE_ON_RESUME):
+    for name in sorted((ours.keys() | theirs.keys()) - tuner.config.free_on_resume):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f"{path}: {name} was {theirs.get(name)!r} in that run and is "
-                f"{ours.get(name)!r} now, expected the same to resume"
+                f"{ours.get(name)!r} now, expected the same to resume{_why(name, tuner, theirs)}"
             )
+
+
+def _why(name: str, tuner: Trained, theirs: Mapping[str, Any]) -> str:
+    """What an error adds where it can say more."""
+    config = tuner.config
+    if name in config.FREE_ON_RESUME:
+        return f", since the rates of lr_scheduler_type {config.lr_scheduler_type} follow from it"
+    if getattr(config, "recipe", "paper") != "paper":
+        paper = TASK_SETTINGS[tuner.task].defaults  # type: ignore[index]
+        if name in paper and theirs.get(name) == paper[name]:
+            return f": {paper[name]!r} is the paper's, which recipe 'paper' (--recipe paper) gives"
+    return ""
 
 
 def _compensations(tuner: Trained) -> list[tuple[str, Tensor]]:

@@ -109,7 +109,11 @@ class Trainer:
         return {"discriminator": loss_d, "generator": loss_g, "discriminator_accuracy": accuracy}
 
     def reserve(self) -> None:
-        """Before every step, whether it runs or a graph of it is replayed."""
+        """Before every step, whether it runs or a graph of it is replayed: graphs read the rates
+        anew, from the device.
+        """
+        for phase, lr in self.config.rates(self.step_count).items():
+            self.optimizers[phase].lr = lr
         for optimizer in self.optimizers.values():
             optimizer.reserve()
 

@@ -34,6 +34,8 @@ def test_reports_both_runs(
     assert header.split()[1:] == languages.split()
     for row in ("baseline", "adversarial"):
         assert f"\n{row} " in printed
+    # Of named entities the commonest class scores nothing.
+    assert ("\nalways " in printed) == (task == "classification")
     assert ("Median cosine" in printed) == (task == "classification")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 

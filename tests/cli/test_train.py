@@ -16,6 +16,7 @@ from cli_helpers import contents, train
 
 import fastadv.cli.train
 import fastadv.run.fit
+from fastadv import recommended
 from fastadv.cli import main
 from fastadv.cli.summary import summary
 from fastadv.records.history import History
@@ -50,10 +51,11 @@ def test_writes_a_run_and_its_table(
     assert "run.yaml" in names
     evaluations = [r for r in records(corpus / "run") if r["kind"] == "eval"]
     best = max(evaluations, key=lambda e: e["dev"]["accuracy"])
-    expected = [
-        [name, *(c for e in (best, evaluations[-1]) for c in (str(e["step"]), accuracy(e, name)))]
-        for name in ("en", "de")
-    ]
+    expected = []
+    for name in ("en", "de"):
+        scored = (c for e in (best, evaluations[-1]) for c in (str(e["step"]), accuracy(e, name)))
+        # Both classes are equally common, in what is trained on and in what is tested.
+        expected += [[name, "adversarial", *scored], [name, "always", "music", "0.5000", "0.5000"]]
     assert rows(printed.out) == expected
     assert printed.out.splitlines()[-1] == "model run/best"
     # No terminal: plain lines, neither bars nor control characters, and no library's words.
@@ -113,7 +115,10 @@ def test_without_test_files_dev_is_shown(
     model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train(model, "--dev", "en.train", "--config.steps", "1")) == 0
-    assert [row[0] for row in rows(capsys.readouterr().out)] == ["dev"]
+    assert [row[:2] for row in rows(capsys.readouterr().out)] == [
+        ["dev", "adversarial"],
+        ["dev", "always"],
+    ]
 
 
 def test_run_yaml_starts_an_equal_run(model: Path, corpus: Path) -> None:
@@ -166,10 +171,9 @@ def test_baseline_adds_its_rows_and_the_difference(
     more = ["--config.steps", "3", "--config.eval_every", "1", "--config.lr_task", "1e-3"]
     assert main(train(model, *SCORED, *more, "--baseline")) == 0
     table = rows(capsys.readouterr().out)
-    assert [row[:2] for row in table] == [
-        [name, run] for name in ("en", "de") for run in ("adversarial", "baseline", "difference")
-    ]
-    for adversarial, baseline, difference in (table[:3], table[3:]):
+    kinds = ("adversarial", "baseline", "difference", "always")
+    assert [row[:2] for row in table] == [[name, run] for name in ("en", "de") for run in kinds]
+    for adversarial, baseline, difference in (table[:3], table[4:7]):
         for score, place in ((3, 2), (5, 3)):
             gap = float(adversarial[score]) - float(baseline[score])
             assert float(difference[place]) == pytest.approx(gap, abs=1.01e-4)  # rounded twice
@@ -311,3 +315,51 @@ def test_difference_is_between_each_runs_own_selected_step() -> None:
         ["de", "baseline", "20", "0.7500", "20", "0.7500"],
         ["de", "difference", "+0.1500", "-0.2500"],
     ]
+
+
+def test_the_commonest_class_is_that_of_training(
+    model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of the test file, where another one is commoner."""
+    (corpus / "uneven").write_text("".join(f"weather\t{word}\n" for word in "abc") + "music\td\n")
+    (corpus / "test").write_text("weather\ta\n" + "".join(f"music\t{word}\n" for word in "bcd"))
+    files = ["--test", "x=test", "--dev", "uneven", "--config.mean_weights", "true"]
+    assert main(train(model, *files, "--config.steps", "2", file="uneven")) == 0
+    always = rows(capsys.readouterr().out)[-1]
+    assert always == ["x", "always", "weather", "0.2500", "0.2500", "0.2500"]
+    for saved in ("best", "last", "mean"):
+        card = json.loads((corpus / "run" / saved / "fastadv.json").read_text())
+        assert card["class_counts"] == {"weather": 3, "music": 1}
+        assert main(["evaluate", "--model", f"run/{saved}", "--test", "x=test"]) == 0
+        # Macro-F1 of one class that is right once in four: F1 0.4, and 0 of the other.
+        assert rows(capsys.readouterr().out)[-1] == ["x,", "always", "weather", "0.2500", "0.2000"]
+    assert main(["evaluate", "--model", "run/last", "--test", "x=test", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["x"]
+    assert facts["majority"] == {"label": "weather", "accuracy": 0.25, "macro_f1": 0.2}
+
+
+def test_a_packaged_encoder_gets_rates_that_fit_it(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless the recipe is the paper's; what is kept of the options says which."""
+    recommended._said.clear()
+    steps = ["--model", "fastadv-mini", "--config.steps", "1"]
+    assert main(train(Path("any"), *steps)) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "fastadv train: fastadv-mini: lr_task 0.0002, lr_discriminator 0.005, lr_generator 2e-05, "
+        "recommended for this encoder; --recipe paper for the paper's"
+    )
+    assert main(train(Path("any"), *steps, "--recipe", "paper", output="paper")) == 0
+    assert "recommended" not in capsys.readouterr().err
+    rates = {}
+    for folder in ("run", "paper"):
+        kept = yaml.safe_load(Path(folder, "run.yaml").read_text())
+        saved = json.loads(Path(folder, "last", "fastadv.json").read_text())["config"]
+        assert kept["config"]["lr_task"] is None and "recipe" not in kept
+        assert kept["config"]["recipe"] == saved["recipe"]
+        rates[saved["recipe"]] = saved["lr_task"]
+    assert rates == {"recommended": 2e-4, "paper": 2e-6}
+    again = ["train", "--options", "paper/run.yaml", "--resume", "--config.steps", "2", "--quiet"]
+    assert main(again) == 0
+    assert main([*again, "--recipe", "recommended"]) == 2
+    assert "--recipe paper" in capsys.readouterr().err

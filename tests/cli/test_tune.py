@@ -13,6 +13,7 @@ import pytest
 import yaml
 from cli_helpers import LANGUAGES, SMALL, command, environment, refused
 
+from fastadv import recommended
 from fastadv.cli import main
 
 
@@ -153,3 +154,34 @@ def test_another_search_is_not_resumed(
     refused(capsys, tune(model), "--resume to continue it", keeps=corpus)
     other = [*tune(model, "--span", "3"), "--resume"]
     refused(capsys, other, "span was 10.0 in that search and is 3.0 now", keeps=corpus)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "centre"),
+    [
+        ([], {"lr_task": 2e-4, "lr_discriminator": 5e-3, "lr_generator": 2e-5}),
+        (
+            ["--recipe", "paper"],
+            {"lr_task": 2e-6, "lr_discriminator": 5e-5, "lr_generator": 2e-8},
+        ),
+        (["--config.lr_task", "1e-3", "--config.adversarial", "false"], {"lr_task": 1e-3}),
+    ],
+)
+def test_it_searches_around_the_rates_of_the_encoder(
+    recipe: list[str],
+    centre: dict[str, float],
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recommended._said.clear()
+    search = ["tune", "--model", "fastadv-mini", "--train", "en.train", "--dev", "en.train"]
+    more = ["--trials", "3", "--startup", "1", "--config.steps", "1", "--config.eval_every", "1"]
+    assert main([*search, *LANGUAGES, "--output", "search", *more, *SMALL, *recipe]) == 0
+    first, *others = [trial["rates"] for trial in trials()]
+    assert first == centre
+    for rates in others:
+        assert rates != centre
+        for name, rate in rates.items():
+            assert centre[name] / 10 <= rate <= 10 * centre[name]
+    told = [line for line in capsys.readouterr().err.splitlines() if "recommended" in line]
+    assert len(told) == (0 if recipe else 1)

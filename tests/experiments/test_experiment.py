@@ -72,6 +72,10 @@ def test_every_run_is_there_in_the_order_of_the_plan(unbroken: Experiment) -> No
             ["de", "ja"] if line["condition"] == "baseline" else [line["run"].split("-")[1]]
         )
         assert line["averaged"]["evaluations"] == 2
+        # Six documents of each class: the first one is named, a quarter of English is right.
+        assert line["majority"]["label"] == "CCAT"
+        assert line["majority"]["test"].keys() == line["averaged"]["test"].keys()
+        assert line["majority"]["dev"]["accuracy"] == 0.25
         for e in line["evaluations"]:
             source = {"en"} if line["condition"] == "baseline" else set()
             assert e["test"].keys() == source | {*line["languages"]}

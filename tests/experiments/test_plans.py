@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fastadv.cli import main
 from fastadv.config import FinetuneConfig
 from fastadv.data import as_documents
 from fastadv.experiments.corpora import corpus_plan
+from fastadv.experiments.experiment import PLAN, Experiment
 from fastadv.experiments.plan import ExperimentPlan
 from fastadv.experiments.plan_file import read_plan
 
@@ -77,6 +79,40 @@ def test_a_plan_comes_back_from_json(written: Path) -> None:
     plan = read_plan(written)
     assert ExperimentPlan.of_json(json.loads(json.dumps(plan.as_json()))) == plan
     assert plan.target("ja").unlabeled.format == "documents"
+
+
+def test_an_experiment_of_before_there_was_a_recipe(written: Path, tmp_path: Path) -> None:
+    """Rates left open were the paper's; whether they are today's depends on the encoder alone."""
+
+    def older(plan: ExperimentPlan, name: str) -> Path:
+        folder = tmp_path / name
+        Experiment(folder, plan)
+        found = json.loads((folder / PLAN).read_text("utf-8"))
+        assert found["config"].pop("recipe") == "recommended"
+        (folder / PLAN).write_text(json.dumps(found), "utf-8")
+        return folder
+
+    plan = dataclasses.replace(read_plan(written), config=FinetuneConfig(steps=4))
+    assert Experiment(older(plan, "other"), plan).plan == plan
+    mini = dataclasses.replace(plan, model="fastadv-mini")
+    folder = older(mini, "mini")
+    with pytest.raises(ValueError, match="the experiment there differs in config"):
+        Experiment(folder, mini)
+    paper = dataclasses.replace(mini, config=dataclasses.replace(mini.config, recipe="paper"))
+    Experiment(folder, paper)
+    assert Experiment.of_folder(folder).plan.resolved().lr_task == 2e-6
+
+
+def test_a_recipe_may_stand_beside_a_file(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[ExperimentPlan] = []
+    written = changed(written, tmp_path, "config", {"steps": 4})
+    monkeypatch.setattr(Experiment, "go", lambda self, jobs, quiet: plans.append(self.plan))
+    for number, more in enumerate(([], ["--recipe", "paper"])):
+        output = ["--output", str(tmp_path / str(number)), "--model", "fastadv-mini"]
+        assert main(["experiment", str(written), *output, *more]) == 0
+    assert [plan.resolved().lr_task for plan in plans] == [2e-4, 2e-6]
 
 
 def changed(written: Path, tmp_path: Path, key: str, value: object) -> Path:

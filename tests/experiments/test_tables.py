@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from result_lines import LINES, RESULTS
 
 from fastadv.experiments import paper
+from fastadv.experiments.arm_tables import scores_by_language
 from fastadv.experiments.results import Results, mean_and_deviation
 from fastadv.experiments.tables import (
     NOT_ALLOWED,
@@ -37,6 +39,25 @@ def test_scores_are_means_and_deviations_at_the_step_chosen_on_english_dev() -> 
     assert row(table, "adversarial") == ["-", "65.5 ± 0.7", "65.5 ± 0.7"]
     assert row(table, "difference, paired by seed") == ["-", "+3.5 ± 2.1", "+3.5 ± 2.1"]
     assert "2 seeds" in table.title
+
+
+def test_what_the_commonest_class_would_score_stands_above_our_rows() -> None:
+    def noted(line: dict[str, Any]) -> dict[str, Any]:
+        source = {"en": {"accuracy": 0.4}} if line["condition"] == "baseline" else {}
+        tests = source | {"de": {"accuracy": 0.255}}
+        return {**line, "majority": {"label": "NET", "dev": {"accuracy": 0.3}, "test": tests}}
+
+    table = score_table(Results([noted(line) for line in LINES]), "mldoc")
+    name = "always NET, the commonest in training"
+    assert row(table, name) == ["40.0", "25.5", "25.5"]
+    assert [cells[0] for cells in table.rows][2:4] == [name, "baseline"]
+    languages = scores_by_language(Results([noted(line) for line in LINES]), "last")
+    assert languages.rows[0] == [name, "25.5", "25.5"]
+    # Lines of before it was noted, and those of named entities.
+    assert "always" not in score_table(RESULTS).markdown()
+    assert "always" not in score_table(Results([{**n, "majority": None} for n in LINES])).markdown()
+    some = Results([noted(line) for line in LINES if line["condition"] == "adversarial"])
+    assert row(score_table(some), name) == ["-", "25.5", "25.5"]
 
 
 def test_criteria_beside_the_oracle() -> None:

@@ -113,6 +113,8 @@ def test_from_pretrained_gives_the_same_finetuner(task: str, choice: str, tmp_pa
     tuner.save_pretrained(tmp_path)
     again = AdversarialFinetuner.from_pretrained(tmp_path, device="cpu")
     assert (again.task, again.labels, again.config) == (tuner.task, tuner.labels, tuner.config)
+    # Of named entities there is none.
+    assert again.majority == tuner.majority == ("weather" if task == "classification" else None)
     ours, theirs = tuner.model.state_dict(), again.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
@@ -158,3 +160,11 @@ def test_folders_that_fastadv_did_not_write_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fastadv.json").write_text(json.dumps({"format": "fastadv-model-9"}))
     with pytest.raises(ValueError, match="expected 'fastadv-model-1'"):
         AdversarialFinetuner.from_pretrained(tmp_path)
+
+
+def test_models_of_before_classes_were_counted_have_no_commonest(tmp_path: Path) -> None:
+    trained("classification", tiny.tiny_bert()).save_pretrained(tmp_path)
+    card = json.loads((tmp_path / "fastadv.json").read_text())
+    del card["class_counts"]
+    (tmp_path / "fastadv.json").write_text(json.dumps(card))
+    assert AdversarialFinetuner.from_pretrained(tmp_path).majority is None

@@ -220,10 +220,10 @@ def test_warnings_are_said_once_and_kept(
     """What `diagnose` finds at a record is shown when it is new, in resumed runs too."""
     seen: list[int] = []
 
-    def diagnose(records: list[dict[str, Any]], config: object) -> str | None:
+    def diagnose(records: list[dict[str, Any]], config: object, guessing: float) -> list[str]:
         assert all(r["kind"] == "train" for r in records)
         seen.append(records[-1]["step"])
-        return "the discriminator sleeps" if records[-1]["step"] >= 4 else None
+        return ["the discriminator sleeps"] if records[-1]["step"] >= 4 else []
 
     monkeypatch.setattr(fit_module, "diagnose", diagnose)
     fit(finetuner(steps=6), tmp_path)

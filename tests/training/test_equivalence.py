@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from padding import padded, sides
+from torch.optim.lr_scheduler import LambdaLR
 
 from fastadv import AdversarialFinetuner, FinetuneConfig, backends
 from fastadv.reference import ReferenceFinetuner
@@ -246,3 +248,41 @@ def encoder_gradients(
     named = dict(zip(names, gradients, strict=True))
     ours = {n.removeprefix(start): g.to_dense() for n, g in named.items() if n.startswith(start)}
     return flat(loss, tuner.model.encoder.to_huggingface(ours))
+
+
+SCHEDULE: dict[str, Any] = {
+    "lr_scheduler_type": "linear", "steps": 12, "warmup_steps": 3,
+    "lr_task": 1e-3, "lr_discriminator": 1e-3, "lr_generator": 1e-4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoder", ["packed", "padded"])
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_a_run_equals_pytorch_with_lambda_lr(task: str, encoder: str) -> None:
+    """The reference in float64, whose task optimiser has PyTorch's own scheduler."""
+    tuner, reference = build(task, None, encoder=encoder, **SCHEDULE)
+    in_float64(reference)
+    total, rising = SCHEDULE["steps"], SCHEDULE["warmup_steps"]
+    scheduler = LambdaLR(
+        reference.adam_task,
+        lambda done: min((done + 1) / rising, 1.0, (total - done) / (total - rising)),
+    )
+    start, rng = library_weights(tuner), np.random.default_rng(11)
+    # Rows of words that few batches hold wait over steps of several rates.
+    assert (tuner.trainer.deferred is not None) == (encoder == "packed")
+    for _ in range(total):
+        assert tuner.trainer.optimizers["generator"].lr == SCHEDULE["lr_generator"]
+        batch_t, batch_d, batch_g = draws(tuner, rng)
+        ours = tuner.step(batch_t, batch_d, batch_g)
+        assert tuner.trainer.optimizers["task"].lr == pytest.approx(scheduler.get_last_lr()[0])
+        theirs = reference.step(padded(batch_t), sides(batch_d), sides(batch_g))
+        scheduler.step()
+        # Losses of a sentence's words, of which there are some ten, are sums.
+        assert ours.task == pytest.approx(theirs.task, abs=1e-4)
+    ended = library_weights(tuner)
+    expected = weights(reference.encoder, reference.task_head, reference.discriminator)
+    for name, weight in expected.items():
+        if not name.endswith(ZERO_GRADIENT):
+            displacement = (weight - start[name]).norm()
+            # As in test_equivalence: float32 against float64. A rate off by one step shows as 1e-1.
+            assert (ended[name] - weight).norm() <= 1e-3 * displacement, name

@@ -297,3 +297,23 @@ def test_cuda_steps_equal_those_of_the_cpu() -> None:
     for name, weight in mine.items():
         # 100 steps of 1e-3 move weights by 0.1; products round in another order.
         torch.testing.assert_close(theirs[name].cpu(), weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_replayed_steps_have_the_rate_of_their_step() -> None:
+    kinds: dict[str, Any] = {
+        "lr_scheduler_type": "linear",
+        "steps": 5,
+        "warmup_steps": 2,
+        "precision": "bf16",
+    }
+    tuners = [small(**kinds), small(**kinds)]
+    graphs = [graphs_of(tuners[0]), graphs_of(tuners[1], capture=record, after=1)]
+    for number in range(5):
+        for graph, tuner in zip(graphs, tuners, strict=True):
+            one_step(graph, tuner, number)
+        assert tuners[1].trainer.optimizers["task"].lr == tuners[0].config.rates(number)["task"]
+    assert graphs[1].captured == 2
+    states = [state_of(tuner)[0] for tuner in tuners]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
