@@ -130,7 +130,8 @@ class ExperimentObserver:
             }
         test, outputs = tested
         scores = {}
-        for way, shares in (ways | dict(self._shares[name])).items():
+        labelled = dict(self._shares.get(name, {}))
+        for way, shares in (ways | labelled).items():
             constants = known.match(text, shares).constants
             scores[way] = test.report(matched_outputs(outputs, constants), labels).scores()
         if (labeled := self._labeled.get(name)) is not None:
@@ -139,8 +140,8 @@ class ExperimentObserver:
             constants = known.fit(rows, examples, few.gold).constants
             scores["fitted"] = test.report(matched_outputs(outputs, constants), labels).scores()
         found["matched"] = scores
-        errors = ways | dict(self._shares[name]) | estimates
-        if (truth := self._shares[name].get("oracle")) is not None:
+        errors = ways | labelled | estimates
+        if (truth := labelled.get("oracle")) is not None:
             found["share_error"] = {
                 way: total_variation([*shares.values()], [*truth.values()])
                 for way, shares in errors.items()

@@ -25,6 +25,8 @@ SECTIONS = {
     "Which step to keep": ("criteria", "criteria_baseline", "criteria_adversarial"),
     "Translations": ("alignment",),
     "Is the discriminator working?": ("discriminator",),
+}
+ARM_SECTIONS = {
     "Arms: step chosen on English dev": (
         "arms_english_dev",
         "gains_english_dev",
@@ -39,7 +41,9 @@ SECTIONS = {
     "By language": ("languages",),
     "Class shares": ("shares",),
 }
-"""Headings of the page, and the names of the tables and kinds of figures under each."""
+"""Headings of the page, and the names of the tables and kinds of figures under each; the second for
+experiments with arms of their own.
+"""
 
 
 def write_report(experiment: Experiment) -> list[Path]:
@@ -116,7 +120,8 @@ def _page(
     title = html.escape(plan.name)
     parts = [f"<h1>{title}</h1>{_terms(_facts(plan, results))}"]
     parts.append(_section("In short", _list(map(html.escape, sentences(results)))))
-    for heading, names in SECTIONS.items():
+    sections = SECTIONS if has_papers_arms(results) else ARM_SECTIONS
+    for heading, names in sections.items():
         found = "".join(_table(tables[name]) for name in names if name in tables)
         pictures = "".join(_figure(*figure) for name in names for figure in figures.get(name, ()))
         if pictures:

@@ -130,7 +130,7 @@ def changed(written: Path, tmp_path: Path, key: str, value: object) -> Path:
     ("key", "value", "said"),
     [
         ("model", None, "found no model"),
-        ("colour", "red", "found the key 'colour', expected one of config"),
+        ("colour", "red", "found the key 'colour', expected one of arms, config"),
         ("targets", {}, "found the target languages none"),
         ("targets", {"de": {"test": "x"}}, "target de: found no unlabeled"),
         ("targets", {"en": {"test": "x", "unlabeled": "y"}}, "target languages en"),
