@@ -14,7 +14,8 @@ _WHAT = {"selected": "step", "last": "step", "mean": "of evaluations"}
 
 def summary(histories: Mapping[str, History], task: TaskName) -> str:
     """One row for each test set (or English dev, without one) and run; with two, the difference;
-    and for classes what always giving the commonest one of the training labels would score.
+    where predictions were matched, their score; and for classes what always giving the commonest
+    one of the training labels would score.
 
     Columns: the score at the step that was selected (by default on English dev, if there was a
     dev set), at the last step, and of the mean of the weights, if that was kept. Empty where
@@ -45,6 +46,12 @@ def summary(histories: Mapping[str, History], task: TaskName) -> str:
             one, other = scores.values()
             differences = [f"{a - b:+.4f}" for a, b in zip(one, other, strict=True)]
             rows.append([name, "difference", *(c for d in differences for c in ("", d))])
+        matched = [run for run, records in points.items() if _matched(records, name)]
+        for run in matched:
+            cells = [f"{name}, matched", run]
+            for record in points[run].values():
+                cells += [_when(record), f"{record['matched'][name][metric]:.4f}"]
+            rows.append(cells)
         if majority is not None:
             score = f"{(majority['test'] or {'dev': majority.get('dev')})[name][metric]:.4f}"
             rows.append([name, f"always {majority['label']}", *["", score] * len(first)])
@@ -71,6 +78,11 @@ def _points(history: History) -> dict[str, dict[str, Any]]:
         | {"last": evaluations[-1]}
         | ({"mean": means[-1]} if means else {})
     )
+
+
+def _matched(records: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    """Whether predictions on a test set were matched at every point of a run."""
+    return all(name in record.get("matched", {}) for record in records.values())
 
 
 def _when(record: Mapping[str, Any]) -> str:

@@ -42,7 +42,14 @@ def trained(
 def test_a_few_labelled_texts_are_counted_once_and_their_error_is_said(
     trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert capsys.readouterr().err.count(COUNTED) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count(COUNTED) == 1
+    rows = [line.split() for line in printed.out.splitlines() if line.startswith("de")]
+    assert [row[:2] for row in rows] == [
+        ["de", "adversarial"],
+        ["de,", "matched"],
+        ["de", "always"],
+    ]
     tuner = AdversarialFinetuner.from_pretrained(trained)
     assert tuner.config.class_shares == {
         "de": pytest.approx({"music": 8 / 14, "weather": 6 / 14}),
