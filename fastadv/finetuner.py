@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from fastadv.batches.packing import PackedBatch, pack
 from fastadv.config import FinetuneConfig, MatchShares, ResolvedConfig, TaskName
 from fastadv.data import Data
 from fastadv.data.chunks import chunks
+from fastadv.data.scripts import script_counts
 from fastadv.device import autocast_dtype, default_device, resolve_precision
 from fastadv.embedder import Embedder
 from fastadv.model_io.checks import checked_length, checked_tokenizer
@@ -42,6 +44,7 @@ from fastadv.run.target_shares import (
     TargetText,
     far_from_english,
 )
+from fastadv.run.unlike_text import unlike_source
 from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
 from fastadv.selection.target_signals import TargetSignals
 from fastadv.tasks.class_shares import ClassShares, Matched, matched_outputs
@@ -306,7 +309,12 @@ class AdversarialFinetuner:
                 f"text of {config.source_language} without labels is not drawn: its classes, which "
                 "class_shares needs, are not known"
             )
-        draws = prepare.draws(examples, texts, english)
+        scripts: dict[str, Counter[str]] = {}
+
+        def look(language: str, records: Sequence[Any]) -> None:
+            scripts[language] = script_counts(records)
+
+        draws = prepare.draws(examples, texts, english, look)
         signals, size = None, config.eval_batch_size
         if languages and (looks or by_shares or warns or config.match_shares is not None):
             signals = TargetSignals(prepare, {name: texts[name] for name in languages}, size)
@@ -342,6 +350,7 @@ class AdversarialFinetuner:
             shares=shares,
             matching=matching,
             warn_of_shares=warn_of_shares,
+            warnings=unlike_source(draws, scripts, config.source_language),
         )
         return run.go(resume)
 
