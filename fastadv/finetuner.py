@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +31,21 @@ from fastadv.nn.encoder import build_encoder
 from fastadv.nn.heads import HEAD_OPERATIONS, AdversarialModel
 from fastadv.recommended import resolved_for, say_recommended
 from fastadv.records.history import History
-from fastadv.records.progress import notice
 from fastadv.run import checkpoint as checkpoints
-from fastadv.run.fit import Run
 from fastadv.run.observer import Observer
+from fastadv.run.setting_up import prepared_run
 from fastadv.run.state import restore, state_of
-from fastadv.run.target_shares import (
-    DrawnShares,
-    MatchedPredictions,
-    TargetText,
-    far_from_english,
-)
-from fastadv.selection.step_choice import ENGLISH_DEV, StepChoice
+from fastadv.run.target_shares import MatchedPredictions, TargetText
 from fastadv.selection.target_signals import TargetSignals
 from fastadv.tasks.class_shares import ClassShares, Matched, matched_outputs
 from fastadv.tasks.classification import DocumentPrediction
 from fastadv.tasks.evaluation_set import EvaluationSet
-from fastadv.tasks.majority import majority_class, majority_record
+from fastadv.tasks.majority import majority_class
 from fastadv.tasks.ner import SentencePrediction
 from fastadv.tasks.preparation import Preparation
 from fastadv.tasks.registry import task_of
 from fastadv.tasks.task import Report
 from fastadv.training.trainer import Trainer
-
-IGNORE = "ignore"
 
 
 @dataclass(frozen=True)
@@ -299,61 +289,17 @@ class AdversarialFinetuner:
             OSError: The disk is full; likewise.
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
-        config, prepare, task = self.config, self.preparation, self.preparation.task
-        examples, texts = task.labeled(labeled), dict(unlabeled or {})
-        self.class_counts, self.matched = task.counts(examples), {}
-        by_shares = config.adversarial and config.class_shares != IGNORE
-        warns = config.adversarial and not by_shares and dev is not None and task.one_class
-        looks = config.selection != ENGLISH_DEV
-        if looks or by_shares or warns or config.match_shares is not None:
-            # Read once, for all who look.
-            texts = {name: list(task.texts(data)) for name, data in texts.items()}
-        dev_set = None if dev is None else self.evaluation_set(dev)
-        known = ClassShares(task, self.labels, self.class_counts)
-        languages = [name for name in texts if name != config.source_language]
-        english = {name: [*known.english.values()] for name in languages} if by_shares else None
-        if by_shares and config.source_language in texts:
-            notice(
-                f"text of {config.source_language} without labels is not drawn: its classes, which "
-                "class_shares needs, are not known"
-            )
-        draws = prepare.draws(examples, texts, english)
-        signals, size = None, config.eval_batch_size
-        if languages and (looks or by_shares or warns or config.match_shares is not None):
-            signals = TargetSignals(prepare, {name: texts[name] for name in languages}, size)
-        del texts
-        choice = StepChoice(
-            config.selection, task.metric, signals if looks else None, dev is not None
-        )
-        shares, matching, warn_of_shares = None, None, None
-        if signals is not None:
-            text = TargetText(known, signals, dev_set, size)
-            if by_shares:
-                shares = DrawnShares(text, config.class_shares, languages)
-                draws.set_class_shares(shares.arrays())
-            if config.match_shares is not None:
-                matching = MatchedPredictions(text, config.match_shares, languages)
-            if warns and dev_set is not None and not known.missing(dev_set.gold):
-                warn_of_shares = partial(far_from_english, text, self.model, languages)
-        elif config.match_shares is not None:
-            raise ValueError("match_shares needs unlabelled text of a target language, found none")
-        tests = {name: self.evaluation_set(data) for name, data in (test or {}).items()}
-        folder = None if output_dir is None else Path(output_dir)
-        run = Run(
+        run = prepared_run(
             self,
-            draws,
-            choice,
-            dev=dev_set,
-            tests=tests,
-            output_dir=folder,
+            labeled,
+            dict(unlabeled or {}),
+            dev,
+            dict(test or {}),
+            output_dir=None if output_dir is None else Path(output_dir),
             quiet=quiet,
             trackers=trackers,
             observer=observer,
             exports=export,
-            shares=shares,
-            matching=matching,
-            warn_of_shares=warn_of_shares,
-            majority=majority_record(self.majority, self.labels, dev_set, tests),
         )
         return run.go(resume)
 

@@ -34,7 +34,7 @@ ALLOWED = {
     "model_io": "config nn tasks",
     "selection": "config nn tasks",
     "embedder": "config data device batches nn tasks model_io",
-    "run": "config device records batches shares nn training tasks selection model_io",
+    "run": "config data device records batches shares nn training tasks selection model_io",
     "finetuner": "config recommended backends device data records batches nn training tasks"
     " selection model_io embedder run",
     "pretraining": "config device ops records batches weights nn training tasks model_io run",

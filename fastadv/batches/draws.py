@@ -82,6 +82,12 @@ class Draws:
         assert isinstance(self._english, ClassSampler)
         self._english.set_shares(shares)
 
+    def pieces(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The word pieces, specials included, of each sequence on the English side, (E,) int64, and
+        of those of each other language. Without the adversary there are no sequences.
+        """
+        return self._pieces_english, dict(self._pieces)
+
     def task_batch(self) -> PackedBatch:
         """Line 2: labelled source-language text."""
         (indices,) = self._draw(Side(self._task, lambda i: int(self._pieces_labeled[i])))

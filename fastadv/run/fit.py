@@ -58,6 +58,7 @@ class Run(Loop[Prepared]):
         shares: By what class shares English is drawn; None for English as it comes.
         matching: Matches predictions on tests that are named as a language.
         warn_of_shares: Makes sentences at the end of the run.
+        warnings: Sentences about the data, said before the first step.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Run(Loop[Prepared]):
         shares: DrawnShares | None = None,
         matching: MatchedPredictions | None = None,
         warn_of_shares: Callable[[], list[str]] | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.graphs: StepGraphs | None = None
         if (reason := why_no_graphs(trained.trainer)) is None:
@@ -84,6 +86,7 @@ class Run(Loop[Prepared]):
         elif is_gpu(trained.device):
             say_why(reason)
         self.shares, self.matching, self.warn_of_shares = shares, matching, warn_of_shares
+        self.warnings = warnings
         # Batches prepared ahead would be drawn by shares of an earlier estimate.
         ahead = self.graphs is not None and not (shares is not None and shares.estimated)
         super().__init__(trained, output_dir, ahead=ahead)
@@ -115,6 +118,8 @@ class Run(Loop[Prepared]):
         self.history.majority = self.majority
         self.bar = Bar(self.config.steps, self.step, self.quiet)
         try:
+            for message in self.warnings:
+                self._warn(message)
             with stop_request(self.quiet) as stop:
                 if self.step == 0 and self.config.eval_at_start:
                     self.evaluate()

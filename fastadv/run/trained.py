@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from fastadv.tasks.class_shares import Matched
+from fastadv.tasks.preparation import Preparation
 from fastadv.training.trainer import Trainer
 
 
@@ -57,3 +58,7 @@ class Finetuned(Trained, Protocol):
 
     class_counts: Mapping[str, int]
     matched: dict[str, Matched]
+
+    @property
+    def preparation(self) -> Preparation:
+        """How its data are read."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastadv.batches.draws import Draws
@@ -43,13 +44,22 @@ class Preparation:
         examples = self.task.labeled(data)
         return self.task.tokenize(self.tokenizer, examples, self.label_ids, self.config)
 
-    def unlabeled(self, data: Data) -> TokenizedDataset:
+    def unlabeled(
+        self, data: Data, look: Callable[[Sequence[Any]], None] | None = None
+    ) -> TokenizedDataset:
         """Text for the D and G phases; every window of a long sentence is an example by itself.
+
+        Args:
+            data: Text, with or without labels.
+            look: Called with the examples of the task that it is read as.
 
         Raises:
             ValueError: Malformed data.
         """
-        return as_unlabeled(self.tokenized(list(self.task.texts(data))))
+        examples = list(self.task.texts(data))
+        if look is not None:
+            look(examples)
+        return as_unlabeled(self.tokenized(examples))
 
     def evaluation_set(self, data: Data) -> EvaluationSet:
         """Labelled examples to score.
@@ -67,6 +77,7 @@ class Preparation:
         labeled: Data,
         unlabeled: Mapping[str, Data],
         class_shares: Mapping[str, Sequence[float]] | None = None,
+        look: Callable[[str, Sequence[Any]], None] | None = None,
     ) -> Draws:
         """The data iterators of a run.
 
@@ -74,6 +85,8 @@ class Preparation:
             labeled: Labelled examples.
             unlabeled: Text by language.
             class_shares: See `Draws`; English text without labels is then not drawn.
+            look: Called with each name in `unlabeled` and its examples of the task, which are not
+                kept: what is to be known of them beyond their word pieces is found out here.
 
         Raises:
             ValueError: The adversary is on and there is no text of another language.
@@ -83,7 +96,8 @@ class Preparation:
         english: list[TokenizedDataset] = []
         others: dict[str, TokenizedDataset] = {}
         if config.adversarial:
-            others = {language: self.unlabeled(data) for language, data in unlabeled.items()}
+            for language, data in unlabeled.items():
+                others[language] = self.unlabeled(data, look and partial(look, language))
             english.append(as_unlabeled(dataset))
             if config.source_language in others:
                 text = others.pop(config.source_language)

@@ -1,0 +1,1 @@
+"""Measurements behind class shares: ways to draw English, and thresholds of the estimate."""
