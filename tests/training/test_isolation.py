@@ -137,8 +137,8 @@ def test_what_the_discriminator_reads_has_no_way_back(tuner: AdversarialFinetune
 def _leaky(original: Callable) -> Callable:
     """`generator_loss` as it goes wrong elsewhere: the head is updated with the encoder."""
 
-    def loss(h, english, weight, bias, counted, **options):
-        value, logits = original(h, english, weight, bias, counted, **options)
+    def loss(h, english, weight, *rest, **options):
+        value, logits = original(h, english, weight, *rest, **options)
         weight.data.sub_(1e-6)
         return value, logits
 
