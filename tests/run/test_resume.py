@@ -115,13 +115,25 @@ def assert_three_and_three_equal_six(tmp_path: Path) -> None:
     assert [n for n in names if not torch.equal(tensors[n], others[n])] == []
 
 
-@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGKILL])
+ESTIMATES = {"class_shares": {"de": "estimate", "fr": {"music": 1.0}}, "shares_every": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (signal.SIGTERM, {}),
+        (signal.SIGKILL, {}),
+        (signal.SIGTERM, ESTIMATES),
+        (signal.SIGKILL, ESTIMATES),
+    ],
+)
 def test_a_stopped_run_resumes_as_if_it_never_stopped(
-    name: signal.Signals, model: Path, tmp_path: Path
+    name: signal.Signals, changes: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:
-    run("classification", model, tmp_path / "whole", 200, eval_every=50)
+    changes = {"eval_every": 50, **changes}
+    run("classification", model, tmp_path / "whole", 200, **changes)
     output = tmp_path / "stopped"
-    process = start("classification", model, output, 200, eval_every=50)
+    process = start("classification", model, output, 200, **changes)
     deadline = time.monotonic() + 120
     metrics = output / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
@@ -133,7 +145,7 @@ def test_a_stopped_run_resumes_as_if_it_never_stopped(
     assert process.returncode != 0, "the run ended before it was stopped"
     _, state = load_checkpoint(output / "checkpoint.safetensors")
     assert 0 < state["step"] < 200
-    run("classification", model, output, 200, eval_every=50)
+    run("classification", model, output, 200, **changes)
     assert_same_run(tmp_path / "whole", output)
 
 
