@@ -96,7 +96,7 @@ class Predictions:
         if step in self.steps:
             self.found[step] = {
                 name: (np.asarray(outputs, np.float64), self._classes(data.gold))
-                for name, (data, outputs) in tested.items()
+                for name, (data, outputs) in tested.tests.items()
             }
         return {}
 

@@ -100,7 +100,7 @@ def share_errors(results: Results) -> Table:
     found = [_errors(results, BASELINE, lang, "estimate_to_match") for lang in results.languages]
     if any(found):
         rows.append(["estimate to match to, baseline, after the last step", *_cells(found)])
-    for place, when in ((1, "early"), (-1, "after the last step")):
+    for place, when in ((0, "early"), (-1, "after the last step")):
         for arm in results.arms:
             found = [
                 _errors(results, arm, language, "estimate", place) for language in results.languages
@@ -114,7 +114,7 @@ def share_errors(results: Results) -> Table:
     title = (
         "Total variation between class shares and the true ones of the unlabelled text, and how "
         "far the estimate is trusted (1 in full, 0 not at all: it is then the English shares): "
-        f"mean of {_seeds(results)}. Early is the first evaluation after step 0."
+        f"mean of {_seeds(results)}. Early is the first evaluation."
     )
     return Table(title, ["", *results.languages, "mean"], rows)
 

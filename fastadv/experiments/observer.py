@@ -12,7 +12,7 @@ from fastadv.batches.tokenization import TokenizedDataset, tokenize_documents
 from fastadv.data import Data, Document, Sentence, as_texts
 from fastadv.finetuner import AdversarialFinetuner
 from fastadv.nn.heads import AdversarialModel
-from fastadv.run.observer import Tested
+from fastadv.run.observer import Answered, Tested
 from fastadv.run.target_shares import INSTEAD
 from fastadv.selection import (
     discriminator_scores,
@@ -22,7 +22,6 @@ from fastadv.selection import (
 from fastadv.selection.target_signals import TargetSignals, signals_of, spread
 from fastadv.shares.estimate import total_variation
 from fastadv.tasks.class_shares import NAMED, ClassShares, matched_outputs
-from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.inference import embeddings
 from fastadv.tasks.metrics import median_cosine
 from fastadv.tasks.task import Outputs
@@ -85,9 +84,8 @@ class ExperimentObserver:
         }
         self._heldout = {name: read(t.heldout) for name, t in targets.items()}
         self._source = read(spread(list(tuner.preparation.task.texts(source))))
-        self._dev, self._known, self._shares = tuner.evaluation_set(source), known, shares
+        self._known, self._shares = known, shares
         self._labeled = {n: (few, tuner.evaluation_set(few)) for n, few in labeled.items()}
-        self._estimable = not known.missing(self._dev.gold)
 
     def observe(
         self, step: int, model: AdversarialModel, tested: Tested
@@ -98,29 +96,30 @@ class ExperimentObserver:
         were estimated, "trust" how far, and "unshrunk" the estimate before that.
         """
         english = self._embed(model, self._source)
-        dev = self._dev.outputs(model, self._tuner.config.eval_batch_size)
+        assert tested.dev is not None
         found = {}
         for name in self._targets:
             text = self._predictions.outputs(model, name)
             signals = self._signals(model, name, english, text)
-            found[name] = signals | self._matched(model, name, dev, text, tested[name])
+            found[name] = signals | self._matched(model, name, text, tested.dev, tested.tests[name])
         return found
 
     def _matched(
         self,
         model: AdversarialModel,
         name: str,
-        dev: Outputs,
         text: Outputs,
-        tested: tuple[EvaluationSet, Outputs],
+        dev: Answered,
+        tested: Answered,
     ) -> dict[str, Any]:
         known, labels = self._known, self._tuner.labels
         ways = {way: known.named(way) for way in NAMED}
         found: dict[str, Any] = {}
         estimates: dict[str, dict[str, float]] = {}
-        if self._estimable:
-            drawn_by, estimate = known.estimated(dev, self._dev.gold, text)
-            ways["estimate"], _ = known.estimated(dev, self._dev.gold, text, INSTEAD)
+        source, said = dev
+        if not known.missing(source.gold):
+            drawn_by, estimate = known.estimated(said, source.gold, text)
+            ways["estimate"], _ = known.estimated(said, source.gold, text, INSTEAD)
             estimates = {"estimate": drawn_by, "estimate_to_match": ways["estimate"]}
             found = {
                 "shares": drawn_by,

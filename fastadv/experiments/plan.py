@@ -199,7 +199,8 @@ class ExperimentPlan:
             "seed": run.seed,
             "adversarial": arm.adversarial,
             "source_language": self.source.language,
-            "eval_at_start": True,
+            # The origin of Figure 2, and translations before finetuning; other arms have neither.
+            "eval_at_start": self.arms == ARMS,
             "mean_weights": True,
         }
         if arm.shares == "estimate":

@@ -22,7 +22,7 @@ from fastadv.records.trackers import Tracker, open_tracker
 from fastadv.run.best_folder import BestFolder
 from fastadv.run.folder import BEST, CHECKPOINT, LAST, MEAN, METRICS
 from fastadv.run.loop import Loop
-from fastadv.run.observer import Observer, Tested
+from fastadv.run.observer import Answered, Observer, Tested
 from fastadv.run.state import under
 from fastadv.run.stopping import Stopped, stop_request
 from fastadv.run.target_shares import DrawnShares, MatchedPredictions, distrusted
@@ -233,12 +233,21 @@ class Run(Loop[Prepared]):
     def _scores(self, model: AdversarialModel) -> tuple[dict[str, Any], Tested]:
         """{"dev": scores} if there is a dev set, and {"test": {name: scores}}; and the outputs."""
         labels, size = self.trained.labels, self.config.eval_batch_size
+
+        def answered(data: EvaluationSet) -> Answered:
+            return data, data.outputs(model, size)
+
+        tested = Tested(
+            {name: answered(test) for name, test in self.tests.items()},
+            None if self.dev is None else answered(self.dev),
+        )
         found: dict[str, Any] = {}
-        if self.dev is not None:
-            found["dev"] = self.dev.score(model, labels, size)
-        tested = {name: (test, test.outputs(model, size)) for name, test in self.tests.items()}
+        if tested.dev is not None:
+            dev, outputs = tested.dev
+            found["dev"] = dev.report(outputs, labels).scores()
         found["test"] = {
-            n: t.report(outputs, labels).scores() for n, (t, outputs) in tested.items()
+            name: test.report(outputs, labels).scores()
+            for name, (test, outputs) in tested.tests.items()
         }
         return found, tested
 
@@ -249,7 +258,7 @@ class Run(Loop[Prepared]):
         labels = self.trained.labels
         scores = {
             name: test.report(matched_outputs(outputs, matched[name].constants), labels).scores()
-            for name, (test, outputs) in tested.items()
+            for name, (test, outputs) in tested.tests.items()
             if name in matched
         }
         return {

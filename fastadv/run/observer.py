@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastadv.nn.heads import AdversarialModel
 from fastadv.tasks.evaluation_set import EvaluationSet
 from fastadv.tasks.task import Outputs
 
-Tested = Mapping[str, tuple[EvaluationSet, Outputs]]
-"""Test sets by name, and what the model says of them."""
+Answered = tuple[EvaluationSet, Outputs]
+"""Labelled data, and what the model says of them."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What an evaluation scores.
+
+    Attributes:
+        tests: The test sets by name.
+        dev: English dev; None without.
+    """
+
+    tests: Mapping[str, Answered]
+    dev: Answered | None = None
 
 
 class Observer(Protocol):

@@ -91,7 +91,7 @@ def test_while_loading_there_is_nothing_to_resume(
     ("owner", "name", "step"),
     [
         (fastadv.training.trainer.Trainer, "step", 1),
-        (fastadv.tasks.evaluation_set.EvaluationSet, "score", 2),
+        (fastadv.tasks.evaluation_set.EvaluationSet, "report", 2),
     ],
     ids=["in a step", "in an evaluation"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,16 @@ class Models:
         return {}
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A report of one number."""
+
+    accuracy: float
+
+    def scores(self) -> dict[str, float]:
+        return {"accuracy": self.accuracy}
+
+
 @contextmanager
 def scripted(tuner: AdversarialFinetuner, script: dict[int, tuple[float, float]]) -> Iterator[None]:
     """Evaluations give these scores on English dev and nuclear norms, by step."""
@@ -262,7 +273,7 @@ def scripted(tuner: AdversarialFinetuner, script: dict[int, tuple[float, float]]
         return script[tuner.trainer.step_count]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EvaluationSet, "score", lambda *_: {"accuracy": now()[0]})
+        patch.setattr(EvaluationSet, "report", lambda *_: Scored(now()[0]))
         patch.setattr(target_signals, "batch_nuclear_norm", lambda _: now()[1])
         yield
 
@@ -279,7 +290,7 @@ def test_an_untrained_head_is_never_the_best(
     selection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same at every step, so that the earliest wins.
-    monkeypatch.setattr(EvaluationSet, "score", lambda *_: {"accuracy": 0.5})
+    monkeypatch.setattr(EvaluationSet, "report", lambda *_: Scored(0.5))
     monkeypatch.setattr(target_signals, "mean_entropy", lambda _: 0.5)
     history = fit(tuner_of(selection=selection, eval_at_start=True), dev=tiny.ENGLISH)
     assert history.evaluations()[0]["step"] == 0
