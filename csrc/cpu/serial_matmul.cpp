@@ -1,6 +1,5 @@
 #include "serial_matmul.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
@@ -44,8 +43,6 @@ void for_each_tile(int64_t rows, int64_t columns, const Tile& tile) {
   const int64_t part = part_of(rows, columns);
   const Cut down(rows, part), across(columns, part);
   serial_blas_for(down.count * across.count, [&](int64_t first, int64_t last) {
-    // A thread of the pool does not inherit the caller's grad mode.
-    const at::NoGradGuard no_grad;
     for (int64_t task = first; task < last; ++task) {
       const int64_t row = task / across.count * down.size,
                     column = task % across.count * across.size;

@@ -8,6 +8,8 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -28,12 +30,17 @@ class SerialBlas {
 };
 
 // Runs work(first, last) over [0, tasks) so that a call into the BLAS library stays on its thread.
+// Work may call PyTorch's operations: without gradients, and in the caller's inference mode,
+// neither of which a thread of the pool inherits.
 template <typename Work>
 void serial_blas_for(int64_t tasks, const Work& work) {
   // parallel_for runs a single task outside of any parallel region; a second task, which does
   // nothing, makes it open one.
+  const bool inference = c10::InferenceMode::is_enabled();
   at::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t first, int64_t last) {
     const SerialBlas serial;
+    const c10::InferenceMode mode(inference);
+    const at::NoGradGuard no_grad;
     if (first < std::min(last, tasks)) work(first, std::min(last, tasks));
   });
 }

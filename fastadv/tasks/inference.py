@@ -34,8 +34,9 @@ def document_probabilities(
 ) -> Floats:
     """p(Y | x) of every document, (N, K) float32, in the order of the data set."""
     result = np.empty((len(dataset), model.task_head.out_features), np.float32)
-    for indices, batch in _batches(model, model.encoder, dataset, batch_size):
-        result[indices] = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
+    with evaluating(model, model.encoder):
+        for indices, batch in _batches(model.encoder, dataset, batch_size):
+            result[indices] = torch.softmax(model.task_logits(batch), dim=-1).cpu().numpy()
     return result
 
 
@@ -75,19 +76,22 @@ def embeddings(
 ) -> Floats:
     """h̄_θ(x) of every text, (N, H) float32: the mean over its word pieces, specials included."""
     result = np.empty((len(dataset), encoder.hidden_size), np.float32)
-    for indices, batch in _batches(encoder, encoder, dataset, batch_size):
-        pooled = masked_mean_pool(encoder(batch), batch.cu_seqlens, backend=backend)
-        result[indices] = pooled.float().cpu().numpy()
+    with evaluating(encoder, encoder):
+        for indices, batch in _batches(encoder, dataset, batch_size):
+            pooled = masked_mean_pool(encoder(batch), batch.cu_seqlens, backend=backend)
+            result[indices] = pooled.float().cpu().numpy()
     return result
 
 
 def _batches(
-    model: Module, encoder: Encoder, dataset: TokenizedDataset, batch_size: int
+    encoder: Encoder, dataset: TokenizedDataset, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], PackedBatch]]:
-    """Batches of similar length, longest first, with the indices of their examples."""
-    with evaluating(model, encoder):
-        for indices in similar_lengths(dataset.lengths, batch_size):
-            yield indices, pack([dataset[int(i)] for i in indices]).to(_device(encoder))
+    """Batches of similar length, longest first, with the indices of their examples.
+
+    No mode is set here: a generator that is left before its end keeps it until it is collected.
+    """
+    for indices in similar_lengths(dataset.lengths, batch_size):
+        yield indices, pack([dataset[int(i)] for i in indices]).to(_device(encoder))
 
 
 @contextmanager
