@@ -150,13 +150,21 @@ class MatchedPredictions:
 
 FAR = 0.1
 """A total variation between class shares from which on an adversary that ignores them may cost."""
+LEAST_TEXTS = 100
+"""On fewer texts, of English dev or of the language, no warning is built: a model of a small sample
+may be sure and wrong, as none of its intervals tells.
+"""
 
 
 def far_from_english(text: TargetText, model: AdversarialModel, languages: list[str]) -> list[str]:
     """A sentence for each language whose estimated shares are far from English ones."""
     english = np.array([*text.known.english.values()])
+    assert text.dev is not None
+    enough = [name for name in languages if text.signals.texts(name) >= LEAST_TEXTS]
+    if len(text.dev.gold) < LEAST_TEXTS or not enough:
+        return []
     found = []
-    for name, (shares, estimate) in text.estimates(model, languages).items():
+    for name, (shares, estimate) in text.estimates(model, enough).items():
         distance = total_variation([*shares.values()], english)
         # Of few texts an estimate may be far by chance.
         sure = np.maximum(estimate.low - english, english - estimate.high).max() > 0

@@ -62,6 +62,10 @@ class TargetSignals:
         """What the model says of the language's texts; see `Task.outputs`."""
         return self._task.outputs(model, self._datasets[language], self._batch_size)
 
+    def texts(self, language: str) -> int:
+        """How many texts of a language are looked at."""
+        return len(self._datasets[language])
+
     def signals(self, model: AdversarialModel) -> dict[str, dict[str, float]]:
         """{language: {signal: value}}, see `signals_of`."""
         return {name: signals_of(self.probabilities(model, name)) for name in self._datasets}

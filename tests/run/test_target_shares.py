@@ -250,3 +250,23 @@ def test_english_text_without_labels_is_not_drawn_and_that_is_said(
     tuner = finetuner(class_shares={"de": {"music": 1.0}})
     fit(tuner, unlabeled=TEXTS | {"en": ["more english text"]})
     assert "text of en without labels is not drawn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("copies", "warned"), [(13, True), (12, False)])
+def test_far_shares_are_warned_of_at_the_end_where_there_is_text_enough(
+    copies: int, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what `ignore` leaves alone; 8 English texts and 13 copies are more than a hundred."""
+    from fastadv.shares.estimate import Estimate
+
+    def estimated(self: Any, dev: Any, gold: Any, target: Any, instead: str) -> Any:
+        found = np.array([0.9, 0.1])
+        shares = {"weather": 0.9, "music": 0.1}
+        return shares, Estimate(found, found, found - 0.1, found + 0.1, 1.0, 0.0)
+
+    monkeypatch.setattr(target_shares.ClassShares, "estimated", estimated)
+    text = [f"{line} {n}" for n in range(20) for line in tiny.GERMAN]
+    history = fit(finetuner(), unlabeled={"de": text}, dev=tiny.ENGLISH * copies)
+    said = [r["message"] for r in history.records if r["kind"] == "warning"]
+    found = [m for m in said if m.startswith("class shares of de are estimated to be 0.40")]
+    assert len(found) == warned
