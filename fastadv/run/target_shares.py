@@ -77,10 +77,7 @@ class DrawnShares:
     """
 
     def __init__(self, text: TargetText, wanted: Any, languages: list[str]) -> None:
-        if isinstance(wanted, str):
-            wanted = dict.fromkeys(languages, wanted)
-        _refuse_unknown("class_shares", wanted, languages)
-        self.text = text
+        self.text, wanted = text, _by_language("class_shares", wanted, languages)
         self.current = dict.fromkeys(languages, text.known.english)
         self.current |= {
             n: text.known.known(s) for n, s in wanted.items() if isinstance(s, Mapping)
@@ -124,10 +121,7 @@ class MatchedPredictions:
     """
 
     def __init__(self, text: TargetText, wanted: Any, languages: list[str]) -> None:
-        if isinstance(wanted, str):
-            wanted = dict.fromkeys(languages, wanted)
-        _refuse_unknown("match_shares", wanted, languages)
-        self.text, self._wanted = text, dict(wanted)
+        self.text, self._wanted = text, _by_language("match_shares", wanted, languages)
         for shares in self._wanted.values():
             if isinstance(shares, Mapping):
                 text.known.known(shares)
@@ -188,13 +182,18 @@ def distrusted(language: str, told: Mapping[str, Any]) -> str | None:
     )
 
 
-def _refuse_unknown(what: str, wanted: Mapping[str, Any], languages: list[str]) -> None:
-    for name in wanted:
+def _by_language(what: str, wanted: Any, languages: list[str]) -> dict[str, Any]:
+    """A setting by language, of which a word stands for all."""
+    found: dict[str, Any] = (
+        dict.fromkeys(languages, wanted) if isinstance(wanted, str) else dict(wanted)
+    )
+    for name in found:
         if name not in languages:
             raise ValueError(
                 f"{what} names the language {name!r}, expected one of {', '.join(languages)}, "
                 "of which there is unlabelled text"
             )
+    return found
 
 
 def _need_dev(what: str, estimated: list[str], text: TargetText) -> None:
